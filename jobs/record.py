@@ -1,0 +1,119 @@
+"""The record of one trial on disk: spec, rows, checkpoints, result. The truth; MLflow and the report are views.
+
+trials/<key>/trial.json       the spec
+             metrics.jsonl    rows, appended, one a step, never rewritten
+             checkpoints/step-<n>/    bounded; a folder without COMPLETE does not count
+             failures.jsonl   one line an attempt that failed or whose worker died
+             result.json      written whole, at the end: the trial is over
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.files import write_text
+from jobs.spec import TrialSpec
+
+COMPLETE = "COMPLETE"
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The record of one trial: the truth, from which MLflow and the report are made."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    def create(self, trial: TrialSpec) -> None:
+        if not (self.path / "trial.json").exists():
+            write_text(self.path / "trial.json", trial.model_dump_json(indent=1) + "\n")
+
+    def spec(self) -> TrialSpec:
+        return TrialSpec.model_validate_json((self.path / "trial.json").read_text())
+
+    # rows
+
+    def rows(self) -> list[Row]:
+        """All whole rows; a last line torn by a kill is not one."""
+        return list(self.rows_from(0)[0])
+
+    def rows_from(self, offset: int) -> tuple[list[Row], int]:
+        """Rows that start at byte `offset`, and the offset after them."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return [], 0
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            whole = stream.read().rpartition(b"\n")
+        text = whole[0] + whole[1]
+        return [json.loads(line) for line in text.splitlines()], offset + len(text)
+
+    # the end
+
+    def result(self) -> dict[str, Any] | None:
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """status: finished, stopped or failed. The atomic last word: a trial without it is continued, not trusted."""
+        write_text(self.path / "result.json", json.dumps({"status": status, "time": time.time()} | facts, indent=1))
+
+    def reopen(self) -> None:
+        """Take the last word back: a failed trial is tried again, from its newest checkpoint."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
+    def failures(self) -> list[dict[str, Any]]:
+        file = self.path / "failures.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def add_failure(self, error: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "failures.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.time(), "error": error}) + "\n")
+
+    # checkpoints
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete ones, oldest first."""
+        return sorted(marker.parent for marker in (self.path / "checkpoints").glob(f"step-*/{COMPLETE}"))
+
+    def complete_checkpoint(self, step: int, keep: int) -> None:
+        """Mark a checkpoint that all ranks have written, and drop all but the newest `keep`."""
+        (self.checkpoint_dir(step) / COMPLETE).touch()
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def drop_checkpoints(self) -> None:
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+class RowWriter:
+    """Appends rows; what a resumed trial repeats up to the last recorded step is not written again."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self.file = folder.path / "metrics.jsonl"
+        rows, end = folder.rows_from(0)
+        self.last_step = max((int(row["step"]) for row in rows), default=-1)
+        if self.file.exists() and self.file.stat().st_size > end:
+            os.truncate(self.file, end)  # heal a line torn by a kill
+
+    def write(self, row: Mapping[str, float]) -> None:
+        if row["step"] <= self.last_step:
+            return
+        with self.file.open("a") as stream:
+            stream.write(json.dumps({"step": row["step"], "time": time.time()} | dict(row)) + "\n")
+        self.last_step = int(row["step"])

@@ -1,0 +1,32 @@
+"""The base of everything that a user writes: unknown keys are refused, with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' did you mean X? known: A, B' — the tail of an error about an unknown name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f" did you mean '{close[0]}'?" if close else ""
+    return f"{hint} known: {', '.join(names)}"
+
+
+class Strict(BaseModel):
+    """Immutable; refuses unknown keys before anything else is looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key '{key}';{nearest(str(key), cls.model_fields)}")
+        return data

@@ -1,0 +1,187 @@
+"""One trial from its first step to its result. Knows nothing of Ray, Tune or MLflow: run it in any process.
+
+    train(trial, root, report)
+
+`report(row, save)` takes one record and, when a checkpoint is due, a function that writes this process's shards
+of it into a directory; it answers whether to go on. With N processes each of them calls its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from jobs import engine as ds
+from jobs.backbone import load_backbone
+from jobs.data import Encoded, collate, encode, global_batches
+from jobs.evaluate import answer_yardsticks, token_yardsticks
+from jobs.loss import ObjectiveModel
+from jobs.spec import BackboneSpec, TaskSpec, TrialSpec
+from jobs.tasks import TaskData, load_task
+from jobs.yardsticks import CAPABILITY
+from jobs.zero import micro_batch_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = dict[str, float]
+Save = Callable[[Path], None]
+Report = Callable[[Row, Save | None], bool]
+
+CAPABILITY_EXAMPLES = 1024  # training examples behind the mean p; the first ones, the same for all trials
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task as token ids, ready for a backbone."""
+
+    data: TaskData
+    train: list[Encoded]
+    heldout: list[Encoded]
+    cut: int
+
+
+@lru_cache(maxsize=4)
+def _task_data(task: TaskSpec) -> TaskData:
+    return load_task(task)
+
+
+@lru_cache(maxsize=4)
+def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, root: Path) -> Prepared:
+    """Tokenised once per process: the next trial on the same backbone and task finds it here."""
+    _, tokenizer = load_backbone(backbone, root)
+    data = _task_data(task)
+    train, cut = encode(tokenizer, data.train, max_length)
+    heldout, _ = encode(tokenizer, data.heldout, max_length)
+    return Prepared(data, train, heldout, cut)
+
+
+def train(
+    trial: TrialSpec, root: Path, report: Report, resume_from: Path | None = None, model_dir: Path | None = None
+) -> bool:
+    """Run a trial, or measure its backbone where it has no objective. False where `report` ended it early.
+
+    root:        the storage root, where prepared backbones lie
+    resume_from: a checkpoint directory of this trial; training goes on after its step
+    model_dir:   where the trained weights go, if they are wanted
+    """
+    ds.ensure_process_group()
+    torch.manual_seed(trial.seed)
+    model, tokenizer = load_backbone(trial.backbone, root)
+    prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
+    if trial.objective is None:
+        report({"step": 0} | _yardsticks(model, tokenizer, prepared, trial), None)
+        return True
+    with ds.engine_for(trial, ObjectiveModel(model, trial.objective.canonical())) as engine:
+        complete = _loop(trial, engine, tokenizer, prepared, report, resume_from)
+        if model_dir is not None:
+            state = ds.full_state_dict(engine)
+            if state:
+                model.save_pretrained(model_dir, state_dict=state)
+                tokenizer.save_pretrained(model_dir)
+        return complete
+
+
+def _loop(
+    trial: TrialSpec,
+    engine: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    report: Report,
+    resume_from: Path | None,
+) -> bool:
+    spec, rows = trial.train, prepared.train
+    num_steps = spec.num_steps(len(rows))
+    batches = global_batches(len(rows), trial.seed, spec.batch_size, num_steps)
+    first = 0 if resume_from is None else ds.load(engine, resume_from) + 1
+    window = _Window(engine.device)
+    for step in range(first, num_steps):
+        # one seed a step and rank: a resumed trial draws what an uninterrupted one draws
+        torch.manual_seed(hash((trial.seed, step, dist.get_rank())) & 0x7FFFFFFF)
+        rate = ds.learning_rate(spec, step, num_steps)
+        ds.set_learning_rate(engine, rate)
+        window.add(_step(trial, engine, [rows[i] for i in batches[step]], int(tokenizer.pad_token_id)))
+        done = step + 1
+        last = done == num_steps
+        evaluate = last or (trial.evaluation.every is not None and done % trial.evaluation.every == 0)
+        row: Row = {}
+        if done % spec.log_every == 0 or evaluate:
+            row = {"step": done, "train/lr": rate} | window.row()
+            if (norm := engine.get_global_grad_norm()) is not None:
+                row["train/grad_norm"] = float(norm)
+        if evaluate:
+            row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial)
+        save = partial(ds.save, engine, step) if done % spec.checkpoint_every == 0 and not last else None
+        if (row or save) and not report(row or {"step": done}, save) and not last:
+            return False
+    return True
+
+
+def _step(trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int) -> torch.Tensor:
+    """One optimiser step over the global batch; this rank takes every world-th micro-batch."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    micro = micro_batch_size(trial)
+    num_targets = sum(row.num_targets for row in rows)
+    cuts = range(rank * micro, len(rows), world * micro)
+    # DeepSpeed averages over micro-batches and ranks; the sum over all of them is what Eq. 4 divides
+    share = num_targets / (len(cuts) * world)
+    sums = None
+    for start in cuts:
+        batch = collate(rows[start : start + micro], pad).to(engine.device)
+        loss, parts = engine(batch, share)
+        engine.backward(loss)
+        engine.step()
+        sums = parts if sums is None else sums + parts
+    assert sums is not None
+    return sums
+
+
+def _yardsticks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, trial: TrialSpec
+) -> Row:
+    evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
+    trainset = token_yardsticks(model, prepared.train[:CAPABILITY_EXAMPLES], pad, evaluation.batch_size, "trainset")
+    return {
+        CAPABILITY: trainset[CAPABILITY],
+        **token_yardsticks(model, prepared.heldout, pad, evaluation.batch_size, "heldout"),
+        **answer_yardsticks(
+            model, tokenizer, prepared.heldout, prepared.data.heldout, evaluation, trial.task.answer_marker
+        ),
+        "data/train_cut": prepared.cut,
+        "data/train_noisy": prepared.data.noisy,
+    }
+
+
+class _Window:
+    """Sums since the last record, kept on the device so that steps need no host sync."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.since = time.perf_counter()
+
+    def add(self, parts: torch.Tensor) -> None:
+        self.sums += parts
+
+    def row(self) -> Row:
+        """The objective's own loss under its own prefix; the rest means the same for every objective."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self.sums)
+        total, kept, p, nll, count = (float(x) for x in self.sums)
+        now = time.perf_counter()
+        row = {
+            "objective/loss": total / count,
+            "train/kept": kept / count,
+            "train/mean_p": p / count,
+            "train/nll": nll / count,
+            "train/target_tokens_per_s": count / (now - self.since),
+        }
+        self.sums.zero_()
+        self.since = now
+        return row

@@ -1,0 +1,120 @@
+"""A lane: one Ray Train worker group that stays up and runs trials one after another.
+
+Imports, process group and tokenised data stay; model, engine and random state are new for every trial, so a
+trial in a lane equals the same trial in a fresh process. What goes wrong in a trial ends the lane: ranks may hang
+in a collective, so the whole group is replaced rather than mended.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from jobs.record import RowWriter, TrialFolder
+from jobs.spec import TrialSpec
+from jobs.train import Row, Save, train
+
+KEEP_CHECKPOINTS = 1
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Ray Train's training function.
+
+    config: board (actor handle, see sweeper/board.py), lane (its name), root (storage), cpus (per worker).
+    """
+    torch.set_num_threads(max(1, int(config["cpus"])))
+    rank = ray.train.get_context().get_world_rank()
+    for index in itertools.count():
+        job = ray.get(config["board"].next_job.remote(config["lane"], index))
+        if job is None:
+            return
+        _Run(config["board"], Path(config["root"]), job, rank).run()
+        gc.collect()
+
+
+class _Run:
+    """One trial in this worker: where its rows and checkpoints go. Only rank 0 writes rows and speaks."""
+
+    def __init__(self, board: Any, root: Path, job: dict[str, Any], rank: int) -> None:
+        self.board, self.root, self.rank = board, root, rank
+        self.key: str = job["key"]
+        self.wait: bool = job["wait"]  # a scheduler wants to judge every evaluation before the trial goes on
+        self.trial = TrialSpec.model_validate_json(job["spec"])
+        self.folder = TrialFolder(root / "trials" / self.key)
+        self.last: Row = {}
+        if rank == 0:
+            self.folder.create(self.trial)
+            self.writer = RowWriter(self.folder)
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
+        resume_from = self._newest_checkpoint()
+        complete = train(self.trial, self.root, self.report, resume_from, model_dir)
+        if self.rank == 0:
+            took = time.perf_counter() - started
+            status = "finished" if complete else "stopped"
+            resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
+            self.folder.finish(
+                status, train_s=took, step=self.last["step"], workers=dist.get_world_size(), resumed_from=resumed
+            )
+            if complete:
+                self.folder.drop_checkpoints()
+            ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last}))
+
+    def report(self, row: Row, save: Save | None) -> bool:
+        """jobs.train's report: record, checkpoint, and whether to go on, the same answer on every rank."""
+        if save is not None:
+            self._checkpoint(int(row["step"]), save)
+        judged = "heldout/nll" in row
+        go_on = torch.ones(1)
+        if self.rank == 0:
+            self.writer.write(row)
+            self.last = self.last | row
+            if judged:
+                answer = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
+                go_on[0] = float(answer)
+        if judged and dist.get_world_size() > 1:
+            dist.broadcast(go_on, 0)
+        return bool(go_on)
+
+    def _checkpoint(self, step: int, save: Save) -> None:
+        target = self.folder.checkpoint_dir(step)
+        if self.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+        dist.barrier()
+        save(target)
+        dist.barrier()
+        if self.rank == 0:
+            self.folder.complete_checkpoint(step, KEEP_CHECKPOINTS)
+        self._tell_ray_train(step, target)
+
+    def _tell_ray_train(self, step: int, target: Path) -> None:
+        """The shards belong to the trial's folder, not to the lane's run; Ray Train gets a pointer to them."""
+        metrics = {"trial": self.key, "step": step}
+        if self.rank > 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "pointer.json").write_text(json.dumps(metrics | {"path": str(target)}))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
+
+    def _newest_checkpoint(self) -> Path | None:
+        """Chosen by rank 0 for all."""
+        found: list[str | None] = [None]
+        if self.rank == 0 and (complete := self.folder.checkpoints()):
+            found[0] = str(complete[-1])
+        dist.broadcast_object_list(found, 0)
+        return Path(found[0]) if found[0] else None

@@ -1,0 +1,191 @@
+"""Which trials a sweep is made of. Pure: no torch, ray or mlflow; `sweeper plan` prints what this returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.backbone import BackboneError, source_files
+from jobs.files import fingerprint
+from jobs.pretrain import recipe_digest
+from jobs.spec import BackboneSpec, ObjectiveSpec, TaskSpec, TrainSpec, TrialSpec
+from jobs.strict import nearest
+from jobs.tasks import TaskError
+from jobs.zero import micro_batch_size
+from sweeper.spec import Override, SpecError, SweepSpec, readable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep in the order in which they start: every backbone's own measure first.
+
+    merged: per trial key, the labels of the grid's cells that train identically and became one trial
+    notes:  what a reader should know before running (missing data, provisional keys)
+    """
+
+    spec: SweepSpec
+    trials: tuple[TrialSpec, ...]
+    num_cells: int
+    merged: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> Plan:
+    """Expand the grid into trials, merge equal ones, and name all by content.
+
+    data_root:     where relative paths of the spec start
+    require_files: refuse missing data and models (run) instead of noting them (plan)
+    Raises SpecError.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    resolve = _Resolver(data_root, problems if require_files else notes)
+    trials: dict[str, TrialSpec] = {}
+    cells: dict[str, list[str]] = {}
+    used: set[int] = set()
+    num_cells = 0
+    for block in spec.grid:
+        for backbone in map(resolve.backbone, block.backbone):
+            for task in map(resolve.task, block.task):
+                grid: Iterable[tuple[ObjectiveSpec | None, int]] = [
+                    (None, 0),
+                    *((objective, seed) for objective in block.objective for seed in block.seed),
+                ]
+                for objective, seed in grid:
+                    train = _train_settings(spec, backbone, task, objective, used, problems)
+                    if train is None:
+                        continue
+                    trial = TrialSpec(
+                        backbone=backbone,
+                        task=task,
+                        objective=objective,
+                        seed=seed,
+                        train=train,
+                        evaluation=spec.settings.evaluation,
+                        execution=spec.settings.execution,
+                    )
+                    num_cells += objective is not None
+                    trials.setdefault(trial.key, trial)
+                    labels = cells.setdefault(trial.key, [])
+                    if objective is not None:
+                        labels.append(objective.label)
+    _check_names(trials.values(), problems)
+    for i, override in enumerate(spec.settings.overrides):
+        if i not in used:
+            problems.append(f"overrides[{i}].where: {_no_match(override, trials.values())}")
+    for trial in trials.values():
+        try:
+            micro_batch_size(trial)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise SpecError(spec.source, list(dict.fromkeys(problems)))
+    order = sorted(trials.values(), key=lambda t: t.objective is not None)  # stable: baselines first
+    merged = {key: labels for key, labels in cells.items() if len(labels) > 1}
+    return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
+
+
+class _Resolver:
+    """Paths made absolute, files named by content; each file is read once a plan."""
+
+    def __init__(self, data_root: Path, report: list[str]) -> None:
+        self.data_root = data_root
+        self.report = report
+        self.seen: dict[tuple[Path, ...], str] = {}
+
+    def backbone(self, backbone: BackboneSpec) -> BackboneSpec:
+        if backbone.builtin is not None:
+            return backbone.model_copy(update={"fingerprint": recipe_digest()})
+        moved = backbone.model_copy(
+            update={
+                "path": self._absolute(backbone.path),
+                "gguf": backbone.gguf if backbone.package else self._absolute(backbone.gguf),
+            }
+        )
+        return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved))})
+
+    def task(self, task: TaskSpec) -> TaskSpec:
+        moved = task.model_copy(
+            update={"path": self._absolute(task.path), "heldout_path": self._absolute(task.heldout_path)}
+        )
+
+        def files() -> list[Path]:
+            paths = [Path(p) for p in (moved.path, moved.heldout_path) if p]
+            for path in paths:
+                if not path.is_file():
+                    raise TaskError(f"task '{task.name}': no file {path}; relative paths start at --data-root")
+            return paths
+
+        return moved.model_copy(update={"fingerprint": self._fingerprint(files)})
+
+    def _absolute(self, path: str | None) -> str | None:
+        return str((self.data_root / Path(path).expanduser()).resolve()) if path else None
+
+    def _fingerprint(self, files: Callable[[], list[Path]]) -> str | None:
+        try:
+            paths = tuple(files())
+        except (BackboneError, TaskError) as error:
+            self.report.append(str(error))
+            return None
+        if paths and paths not in self.seen:
+            # names count inside a model directory; of two data files only the order does
+            self.seen[paths] = fingerprint(paths)
+        return self.seen.get(paths)
+
+
+def _train_settings(
+    spec: SweepSpec,
+    backbone: BackboneSpec,
+    task: TaskSpec,
+    objective: ObjectiveSpec | None,
+    used: set[int],
+    problems: list[str],
+) -> TrainSpec | None:
+    """The sweep's train settings with every override that matches this cell; later ones win."""
+    data: dict[str, Any] = spec.settings.train.model_dump()
+    last = None
+    for i, override in enumerate(spec.settings.overrides):
+        where = override.where
+        if where.backbone not in (None, backbone.name) or where.task not in (None, task.name):
+            continue
+        if where.objective is not None and (
+            objective is None or where.objective not in (objective.name, objective.label)
+        ):
+            continue
+        used.add(i)
+        last = i
+        if {"steps", "epochs"} & override.train.keys():
+            data |= {"steps": None, "epochs": None}
+        data |= override.train
+    try:
+        return TrainSpec.model_validate(data)
+    except ValidationError as error:
+        problems += readable(error, f"overrides[{last}].train")
+        return None
+
+
+def _check_names(trials: Iterable[TrialSpec], problems: list[str]) -> None:
+    """One name, one thing: tables and overrides go by name."""
+    for axis in ("backbone", "task"):
+        first: dict[str, Any] = {}
+        for trial in trials:
+            thing = getattr(trial, axis)
+            if first.setdefault(thing.name, thing.identity()) != thing.identity():
+                problems.append(f"grid.{axis}: two different ones are called '{thing.name}'; give each a name")
+
+
+def _no_match(override: Override, trials: Iterable[TrialSpec]) -> str:
+    known = {
+        "backbone": {t.backbone.name for t in trials},
+        "task": {t.task.name for t in trials},
+        "objective": {t.objective.label for t in trials if t.objective}
+        | {t.objective.name for t in trials if t.objective},
+    }
+    for axis, name in override.where.model_dump(exclude_none=True).items():
+        if name not in known[axis]:
+            return f"no {axis} '{name}' in the grid;{nearest(name, known[axis])}"
+    return "no cell of the grid matches all of it"

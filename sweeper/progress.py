@@ -1,0 +1,66 @@
+"""What a person sees while a sweep runs: one line an ended trial, with the time that is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sweeper.plan import Plan
+
+
+class Progress:
+    """Counts ends. `done`: trials that were over before this run."""
+
+    def __init__(self, plan: Plan, done: int) -> None:
+        self.trials = {trial.key: trial for trial in plan.trials}
+        self.done = self.at_start = done
+        self.started = time.monotonic()
+        print(f"{plan.spec.settings.name}: {len(self.trials)} trials, {done} done before", flush=True)
+
+    def ended(self, key: str, status: str, result: dict[str, Any]) -> None:
+        self.done += 1
+        trial = self.trials[key]
+        who = f"{trial.backbone.name} · {trial.task.name} · {trial.objective_label}"
+        if trial.objective is not None:
+            who += f" · seed {trial.seed}"
+        if status == "failed":
+            score = "FAILED: " + str(result.get("error", "")).strip().splitlines()[-1][:150]
+        else:
+            sampled, greedy = result.get("task/accuracy_sampled"), result.get("task/accuracy_greedy")
+            score = f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}" if sampled is not None else ""
+        print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
+
+    def _left(self) -> str:
+        ended = self.done - self.at_start
+        rest = len(self.trials) - self.done
+        if not rest or ended < 3:
+            return ""
+        seconds = (time.monotonic() - self.started) / ended * rest
+        return f"  ({seconds / 60:.0f} min left)" if seconds >= 90 else f"  ({seconds:.0f} s left)"
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, a line now and then elsewhere; call it with (done, total)."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc=title, unit=unit) as shown:
+
+            def update(done: int, total: int) -> None:
+                shown.total = total
+                shown.update(done - shown.n)
+
+            yield update
+        return
+    last = [time.monotonic()]
+
+    def line(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 10 or (done == total and total):
+            last[0] = time.monotonic()
+            print(f"{title}: {unit} {done} of {total}", file=sys.stderr, flush=True)
+
+    yield line

@@ -1,0 +1,209 @@
+"""The report of a sweep: one HTML file that opens offline, its figures, and the numbers as CSV and JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs.files import write_text
+from jobs.objectives import OBJECTIVES
+from jobs.spec import Gate, ObjectiveSpec
+from jobs.yardsticks import PRIMARY, YARDSTICKS
+from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED
+from sweeper.continuum import alpha_curve as alpha_curve_of
+from sweeper.continuum import gains as gains_of
+from sweeper.continuum import leaderboard as leaderboard_of
+from sweeper.continuum import verdicts as verdicts_of
+from sweeper.figures import alpha_figure, clipped, colours, continuum_figure, quantity, weight_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 160
+ERROR_LINES = 6
+Url = Callable[[str], str]
+Row = dict[str, Any]
+
+
+def write_report(
+    table: pd.DataFrame, out: Path, title: str, facts: dict[str, str], mlflow_url: Url | None = None
+) -> dict[str, Path]:
+    """Write report.html, continuum.png, alpha.png, weights.png, trials.csv, leaderboard.csv and report.json into `out`.
+
+    table:      `sweeper.results.results`; trials that are not finished are listed, and stand in no number
+    facts:      where the numbers come from, shown as they are
+    mlflow_url: MLflow run id -> address of the run; without it run ids are plain text
+    Returns the paths by file name.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    board, gains, curve, verdicts = (f(table) for f in (leaderboard_of, gains_of, alpha_curve_of, verdicts_of))
+    objectives = objectives_of(table)
+    figures = {"continuum": continuum_figure(gains), "alpha": alpha_figure(curve), "weights": weight_figure(objectives)}
+    images = {name: _png(figure) for name, figure in figures.items()}
+    parts = {"verdicts": verdicts, "leaderboard": board, "gains": gains, "alpha": curve}
+    records = {name: [_plain(row) for row in frame.to_dict("records")] for name, frame in parts.items()}
+    problems = [_problem(row) for row in table[table["status"] != "finished"].to_dict("records")]
+    counts = {status: int((table["status"] == status).sum()) for status in ("finished", *NOT_FINISHED)}
+    answers = answer(records["verdicts"], records["gains"])
+    meaning = YARDSTICKS[PRIMARY]
+    numbers = {
+        "title": title,
+        "yardstick": {"name": PRIMARY, "meaning": meaning.meaning, "higher_is_better": meaning.higher_is_better},
+        "interval": f"{LEVEL:.0%} Student t over seeds; gains are paired by seed",
+        "trials": counts,
+        "answers": answers,
+        **records,
+        "not_finished": problems,
+        "facts": facts,
+    }
+    html = _environment(mlflow_url).get_template("report.html.j2").render(
+        title=title,
+        answers=answers,
+        counts=counts,
+        images={name: base64.b64encode(image).decode() for name, image in images.items()},
+        cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
+        colours=colours(o.label for o in objectives),
+        formulas=[(o, OBJECTIVES[o.name]) for o in objectives],
+        problems=problems,
+        facts=facts,
+        quantity=quantity(PRIMARY),
+        words={"ahead": AHEAD, "behind": BEHIND, "alone": ALONE, "nll": NLL, "backbone": BACKBONE},
+    )  # fmt: skip
+    paths = {f"{name}.png": out / f"{name}.png" for name in images}
+    for name, image in images.items():
+        paths[f"{name}.png"].write_bytes(image)
+    flat = board.map(lambda v: " ".join(str(x) for x in v if x is not None) if isinstance(v, list) else v)
+    texts = {
+        "report.html": html,
+        "report.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n",
+        "trials.csv": table.to_csv(index=False),
+        "leaderboard.csv": flat.to_csv(index=False),
+    }
+    for name, text in texts.items():
+        paths[name] = out / name
+        write_text(paths[name], text)
+    return paths
+
+
+def objectives_of(table: pd.DataFrame) -> list[ObjectiveSpec]:
+    """The objectives of a tidy table, by label."""
+    found = {}
+    for row in table[table["objective"] != BACKBONE].drop_duplicates("objective").to_dict("records"):
+        gate = None if pd.isna(row["gate_side"]) else Gate(side=row["gate_side"], at=row["gate_at"])
+        alpha = None if pd.isna(row["alpha"]) else row["alpha"]
+        found[row["objective"]] = ObjectiveSpec(name=row["name"], alpha=alpha, gate=gate)
+    return [found[label] for label in sorted(found)]
+
+
+def answer(verdicts: list[Row], gains: list[Row]) -> list[dict[str, str]]:
+    """The verdicts in plain words: a task each, its backbones from weak to strong, equal neighbours in one sentence."""
+    gain_of = {(g["backbone"], g["task"], g["objective"]): g["gain"] for g in gains}
+    answers = []
+    for task in sorted({v["task"] for v in verdicts}):
+        sentences = []
+        for _, group in groupby((v for v in verdicts if v["task"] == task), key=_kind):
+            region = list(group)
+            sentences.append(f"{_where(region)}: {_advice(region, gain_of)}.")
+        answers.append({"task": task, "text": " ".join(sentences)})
+    return answers
+
+
+def _kind(verdict: Row) -> str:
+    words = set(verdict["outcomes"].values())
+    if verdict["leader"] is None or not verdict["outcomes"] or words == {ALONE}:
+        return ALONE
+    return AHEAD if AHEAD in words else BEHIND
+
+
+def _where(region: list[Row]) -> str:
+    names = ", ".join(v["backbone"] for v in region)
+    known = [f"{v['base_mean_p']:.2f}" for v in region if v["base_mean_p"] is not None]
+    if not known:
+        return f"At unknown mean p ({names})"
+    span = known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
+    return f"At mean p {span} ({names})"
+
+
+def _advice(region: list[Row], gain_of: dict[tuple[str, str, str], float]) -> str:
+    kind = _kind(region[0])
+    if kind == ALONE:
+        return "no comparison with NLL yet"
+    if kind == AHEAD:
+        best = {}
+        for v in region:
+            objective = next(o for o, words in v["outcomes"].items() if words == AHEAD)  # in the order of their ranks
+            best[v["backbone"]] = objective, gain_of[v["backbone"], v["task"], objective]
+        low, high = min(g for _, g in best.values()), max(g for _, g in best.values())
+        by = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+        return f"use {' or '.join(dict.fromkeys(o for o, _ in best.values()))}, ahead of NLL by {by}"
+    every = list(dict.fromkeys(o for v in region for o in v["outcomes"]))
+    behind = [o for o in every if all(v["outcomes"].get(o, BEHIND) == BEHIND for v in region)]
+    unsure = [o for o in every if o not in behind]
+    text = "keep NLL, nothing is ahead of it"
+    text += f"; behind it: {', '.join(behind)}" if behind else ""
+    return text + (f"; not separated from it: {', '.join(unsure)}" if unsure else "")
+
+
+def _rows_of(verdict: Row, board: list[Row]) -> list[Row]:
+    """A cell's leaderboard rows with the ends of their intervals as they are drawn, in percent of the scale 0..1."""
+    rows = []
+    for row in board:
+        if (row["backbone"], row["task"]) != (verdict["backbone"], verdict["task"]):
+            continue
+        shown = {}
+        for prefix, name in (("", PRIMARY), ("greedy_", "task/accuracy_greedy"), ("nll_", HELDOUT_NLL)):
+            ends = pd.DataFrame({k: [row[f"{prefix}{k}"]] for k in ("low", "high")}, dtype=float)
+            low, high = (end.iloc[0] for end in clipped(ends["low"], ends["high"], name))
+            known = not (math.isnan(low) or math.isnan(high))
+            shown |= {f"{prefix}low": low if known else None, f"{prefix}high": high if known else None}
+        rows.append(row | {"shown": shown})
+    return rows
+
+
+def _problem(row: Row) -> Row:
+    error = "" if pd.isna(row["error"]) else "\n".join(str(row["error"]).strip().splitlines()[-ERROR_LINES:])
+    names = ("key", "backbone", "task", "objective", "seed", "status", "mlflow_run_id")
+    return _plain({name: row[name] for name in names} | {"steps": int(row["steps"]), "error": error})
+
+
+def _plain(row: dict[Any, Any]) -> Row:
+    """JSON has no NaN and no infinity: both are null there."""
+    return {str(k): None if _missing(v) else v for k, v in row.items()}
+
+
+def _missing(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        return False
+    return bool(pd.isna(value)) or (isinstance(value, float) and math.isinf(value))
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return stream.getvalue()
+
+
+def _environment(mlflow_url: Url | None) -> Environment:
+    def runs(run_ids: list[str | None], keys: list[str]) -> list[dict[str, str | None]]:
+        """What a number is traced to: the MLflow run, or the trial's key where MLflow has none."""
+        return [
+            {"text": run_id[:8] if run_id else key, "full": run_id or key,
+             "url": mlflow_url(run_id) if run_id and mlflow_url else None}
+            for run_id, key in zip(run_ids, keys, strict=True)
+        ]  # fmt: skip
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["runs"] = runs
+    return environment

@@ -1,0 +1,62 @@
+"""What a sweep has recorded, as one tidy table: re-read from the trials' folders, never from memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobs.yardsticks import CAPABILITY, YARDSTICKS
+from sweeper.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATUSES = ("finished", "failed", "stopped", "unfinished")
+
+
+def status_of(result: dict[str, Any] | None) -> str:
+    """A trial without a last word is unfinished, whatever happened to its attempts."""
+    return "unfinished" if result is None else str(result["status"])
+
+
+def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> pd.DataFrame:
+    """One row a trial, in plan order.
+
+    Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, gate_side,
+    gate_at, seed, status, error, steps, train_s, mlflow_run_id, base_mean_p (the backbone's mean p on the training set,
+    Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
+    """
+    import pandas as pd
+
+    rows = []
+    for key, trial in store.trials(sweep).items():
+        folder = store.trial(key)
+        result = folder.result()
+        final = {k: v for row in folder.rows() for k, v in row.items()}  # the last value of each
+        objective = trial.objective.canonical() if trial.objective else None
+        gate = objective.gate if objective else None
+        rows.append(
+            {
+                "key": key,
+                "backbone": trial.backbone.name,
+                "task": trial.task.name,
+                "objective": trial.objective_label,
+                "name": objective.name if objective else "backbone",
+                "alpha": objective.alpha if objective else None,
+                "gate_side": gate.side if gate else None,
+                "gate_at": gate.at if gate else None,
+                "seed": trial.seed,
+                "status": status_of(result),
+                "error": (result or {}).get("error"),
+                "steps": final.get("step", 0),
+                "train_s": (result or {}).get("train_s"),
+                "mlflow_run_id": (run_ids or {}).get(key),
+                CAPABILITY: final.get(CAPABILITY),
+                **{name: final.get(name) for name in YARDSTICKS},
+            }
+        )
+    table = pd.DataFrame(rows)
+    base = table[table["name"] == "backbone"].set_index(["backbone", "task"])
+    for name, column in {CAPABILITY: "base_mean_p", **{y: f"base/{y}" for y in YARDSTICKS}}.items():
+        where = pd.MultiIndex.from_frame(table[["backbone", "task"]])
+        table[column] = base[name].reindex(where).to_numpy() if len(base) else None
+    return table

@@ -1,0 +1,124 @@
+"""Run a sweep: plan -> prepared backbones -> Tune over lanes -> MLflow -> report. Running it again continues it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import connected
+from cluster.resources import lanes_that_fit
+from jobs.backbone import convert_gguf
+from jobs.pretrain import pretrain
+from jobs.spec import TrialSpec
+from sweeper.plan import Plan
+from sweeper.progress import Progress, bar
+from sweeper.results import status_of
+from sweeper.store import Store
+from sweeper.tracking import TrackingThread
+
+OVER = ("finished", "stopped")
+
+
+def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
+    """What is still to do: trials without a last word, and those that failed."""
+    return [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
+
+
+def run_sweep(plan: Plan, store: Store, uri: str, address: str | None) -> int:
+    """Train what is not finished yet. Returns the number of trials that failed or did not end."""
+    name = plan.spec.settings.name
+    with store.lock(name):
+        store.save_plan(name, plan.spec.text, plan.trials, {"source": plan.spec.source, "tracking_uri": uri})
+        pending = pending_trials(store, plan)
+        say = Progress(plan, len(plan.trials) - len(pending))
+        with TrackingThread(store, name, uri) as tracking:
+            if pending:
+                prepare(pending, store.root)
+                for trial in pending:
+                    store.trial(trial.key).reopen()
+                with connected(address):
+                    _tune(plan, pending, store, say)
+        if tracking.error is not None:
+            print(
+                f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
+            )
+        return len(pending_trials(store, plan))
+
+
+def prepare(trials: list[TrialSpec], root: Path) -> None:
+    """Make the backbones that trials load: pre-train the built-in ones, dequantise GGUF files. Once a storage."""
+    builtin: dict[str, set[int]] = {}
+    for trial in trials:
+        backbone = trial.backbone
+        if backbone.builtin is not None:
+            builtin.setdefault(backbone.builtin, set()).add(backbone.pretrain_steps or 0)
+        elif backbone.gguf is not None:
+            convert_gguf(backbone, root)
+    for name, steps in builtin.items():
+        with bar(f"pre-training {name}", "step") as progress:
+            pretrain(root, name, steps, progress)
+
+
+def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> None:
+    import ray
+    from ray import tune
+
+    from sweeper.board import Board
+    from sweeper.cell import Cell
+    from sweeper.lanes import LanePool
+    from sweeper.scheduler import make_scheduler
+
+    settings = plan.spec.settings
+    execution = settings.execution
+    fit = lanes_that_fit(
+        ray.cluster_resources(), execution.workers, execution.cpus_per_worker, execution.gpus_per_worker
+    )
+    count = min(fit, len(pending), settings.concurrency or fit)
+    scheduler = make_scheduler(plan)
+    specs = {trial.key: trial.model_dump_json() for trial in pending}
+    board: Any = ray.remote(num_cpus=0)(Board).remote(specs, scheduler is not None, None if settings.lanes else 1)
+    with LanePool(board, store.root, settings.name, execution, count):
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
+                {"cpu": 0, "node:__internal_head__": 0.0001},  # waits, computes nothing; a bundle may not be empty
+            ),
+            param_space={"key": tune.grid_search(list(specs))},
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                # one more than lanes, so that the next trial is posted when a lane comes free
+                max_concurrent_trials=count + 1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(store.sweep_dir(settings.name)),
+                verbose=0,
+                callbacks=[_callback(store, say)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+
+
+def _callback(store: Store, say: Progress) -> Any:
+    from ray import tune
+
+    class Ends(tune.Callback):
+        """Every end of a trial goes to the record (failures: only the driver knows) and to the terminal."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            key, result = trial.config["key"], trial.last_result or {}
+            folder = store.trial(key)
+            if result.get("status") == "failed" and folder.result() is None:
+                folder.finish("failed", error=last_lines(str(result["error"])))
+            say.ended(key, status_of(folder.result()), result)
+
+    return Ends()
+
+
+def last_lines(error: str, count: int = 30) -> str:
+    """The end of a traceback, where the reason stands."""
+    return "\n".join(error.strip().splitlines()[-count:])

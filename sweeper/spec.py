@@ -1,0 +1,226 @@
+"""SweepSpec: the YAML that a user writes, read as data, with errors that say where, what and what instead."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, Positive, TaskSpec, TrainSpec
+from jobs.strict import Strict, nearest
+from jobs.yardsticks import PRIMARY, YARDSTICKS
+
+AXES = ("backbone", "task", "objective", "seed")
+Model = TypeVar("Model", bound=Strict)
+
+
+class SpecError(ValueError):
+    """The sweep cannot be run as written; one line a problem."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+class SchedulerSpec(Strict):
+    """Who may end a trial early. Only yardsticks are comparable across objectives, so only they are accepted."""
+
+    name: Literal["fifo", "asha"] = "fifo"
+    metric: str = PRIMARY
+    grace_steps: Positive = Field(1, description="asha: no trial is stopped before this step")
+    reduction_factor: int = Field(3, ge=2, description="asha: one in this many goes on at each rung")
+
+    @field_validator("metric")
+    @classmethod
+    def _neutral(cls, value: str) -> str:
+        if value not in YARDSTICKS:
+            raise ValueError(
+                f"'{value}' is no yardstick (a trial's own loss cannot be compared);{nearest(value, YARDSTICKS)}"
+            )
+        return value
+
+
+class Where(Strict):
+    """Which cells an override is for: all that match every name given."""
+
+    backbone: str | None = None
+    task: str | None = None
+    objective: str | None = None
+
+
+class Override(Strict):
+    where: Where
+    train: dict[str, Any] = Field(description="fields of train to replace")
+
+
+class Settings(Strict):
+    """All of a sweep but its grid."""
+
+    name: str
+    train: TrainSpec
+    evaluation: EvalSpec = EvalSpec()
+    execution: Execution = Execution()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    overrides: tuple[Override, ...] = ()
+    concurrency: Positive | None = Field(None, description="trials at once; without it, as many as fit")
+    max_failures: int = Field(1, ge=0, description="how often a trial whose worker died is started again")
+    lanes: bool = Field(True, description="workers stay up and serve one trial after another")
+
+    @field_validator("name")
+    @classmethod
+    def _makes_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError(f"letters, digits and . _ - (it names a folder), got '{value}'")
+        return value
+
+
+@dataclass(frozen=True)
+class Block:
+    """One full product of axes; a sweep may join several."""
+
+    backbone: tuple[BackboneSpec, ...]
+    task: tuple[TaskSpec, ...]
+    objective: tuple[ObjectiveSpec, ...]
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A whole sweep. `text` is the file as written, kept for the record."""
+
+    source: str
+    text: str
+    settings: Settings
+    grid: tuple[Block, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice, and reads 1e-3 as a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_sweep(path: Path) -> SweepSpec:
+    """Read a sweep file. Raises SpecError with every problem found."""
+    if not path.is_file():
+        raise SpecError(str(path), ["no such file"])
+    return parse_sweep(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse_sweep(text: str, source: str) -> SweepSpec:
+    try:
+        raw = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise SpecError(source, [f"{where}not YAML: {getattr(error, 'problem', error)}"]) from None
+    if not isinstance(raw, dict):
+        raise SpecError(source, ["a sweep is a mapping with name, grid and train"])
+    problems: list[str] = []
+    known = {*Settings.model_fields, "grid"}
+    problems += [f"unknown key '{key}';{nearest(str(key), known)}" for key in raw if key not in known]
+    settings = _valid(Settings, {k: v for k, v in raw.items() if k in Settings.model_fields}, "", problems)
+    blocks = _blocks(raw.get("grid"), problems)
+    if settings and settings.scheduler.name == "asha" and settings.evaluation.every is None:
+        problems.append("scheduler: asha compares trials while they train; set evaluation.every")
+    if problems or settings is None:
+        raise SpecError(source, problems)
+    return SweepSpec(source, text, settings, blocks)
+
+
+def _blocks(grid: Any, problems: list[str]) -> tuple[Block, ...]:
+    blocks = grid if isinstance(grid, list) else [grid]
+    out = []
+    for i, block in enumerate(blocks):
+        where = f"grid[{i}]" if isinstance(grid, list) else "grid"
+        if not isinstance(block, Mapping):
+            problems.append(f"{where}: a mapping with the axes {', '.join(AXES)}")
+            continue
+        problems += [f"{where}: unknown axis '{key}';{nearest(str(key), AXES)}" for key in block if key not in AXES]
+        axes: dict[str, list[Any]] = {}
+        for axis in AXES:
+            values = block.get(axis)
+            if axis == "seed" and values is None:
+                values = [0]
+            if not isinstance(values, list) or not values:
+                problems.append(f"{where}.{axis}: a list with at least one value")
+                values = []
+            axes[axis] = list(values)
+        seeds = axes["seed"]
+        problems += [f"{where}.seed[{j}]: a whole number, got {s!r}" for j, s in enumerate(seeds) if type(s) is not int]
+        backbones = _axis(BackboneSpec, axes["backbone"], f"{where}.backbone", problems)
+        tasks = _axis(TaskSpec, axes["task"], f"{where}.task", problems)
+        objectives = _axis(ObjectiveSpec, axes["objective"], f"{where}.objective", problems)
+        out.append(Block(backbones, tasks, objectives, tuple(seeds)))
+    return tuple(out)
+
+
+def _axis(model: type[Model], items: list[Any], where: str, problems: list[str]) -> tuple[Model, ...]:
+    """Each item is a mapping (an objective may be a bare name); a field that holds a list stands for all its values."""
+    values = []
+    for i, written in enumerate(items):
+        item = {"name": written} if isinstance(written, str) and model is ObjectiveSpec else written
+        if not isinstance(item, Mapping):
+            problems.append(f"{where}[{i}]: a mapping such as {{{next(iter(model.model_fields))}: ...}}, got {item!r}")
+            continue
+        for plain in _expand(item):
+            value = _valid(model, plain, f"{where}[{i}]", problems)
+            if value is not None:
+                values.append(value)
+    return tuple(values)
+
+
+def _expand(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """{a: [1, 2], gate: {at: [3, 4]}} -> four plain mappings, first key slowest."""
+    choices: list[list[Any]] = []
+    for value in item.values():
+        if isinstance(value, list):
+            nested = [list(_expand(v)) if isinstance(v, Mapping) else [v] for v in value]
+            choices.append(list(itertools.chain.from_iterable(nested)))
+        elif isinstance(value, Mapping):
+            choices.append(list(_expand(value)))
+        else:
+            choices.append([value])
+    for combination in itertools.product(*choices):
+        yield dict(zip(item, combination, strict=True))
+
+
+def _valid(model: type[Model], data: Any, where: str, problems: list[str]) -> Model | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        for line in readable(error, where):
+            if line not in problems:
+                problems.append(line)
+        return None
+
+
+def readable(error: ValidationError, where: str) -> list[str]:
+    """pydantic's findings as 'grid.objective[2].gate.at: what is wrong, got ...'."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = where
+        for part in problem["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            message = "is missing"
+        elif problem["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
+        lines.append(f"{place}: {message}" if place else message)
+    return lines

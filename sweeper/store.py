@@ -1,0 +1,74 @@
+"""A storage root: trials shared by all sweeps, and the sweeps that asked for them.
+
+<root>/trials/<key>/      one trial (jobs/record.py)
+<root>/sweeps/<name>/     sweep.yaml, plan.json, driver.lock, report/
+<root>/backbones/         prepared backbones (jobs/pretrain.py, jobs/backbone.py)
+<root>/mlflow.db          the default MLflow store, artifacts beside it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.files import write_text
+from jobs.record import TrialFolder
+from jobs.spec import TrialSpec
+
+
+class StoreError(ValueError):
+    """The storage does not hold what was asked for, or somebody else is using it."""
+
+
+class Store:
+    """A storage root: trials shared by all sweeps, and the sweeps that asked for them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def trial(self, key: str) -> TrialFolder:
+        return TrialFolder(self.root / "trials" / key)
+
+    def sweep_dir(self, name: str) -> Path:
+        return self.root / "sweeps" / name
+
+    def sweeps(self) -> list[str]:
+        return sorted(p.parent.name for p in (self.root / "sweeps").glob("*/plan.json"))
+
+    def save_plan(self, name: str, source: str, trials: Sequence[TrialSpec], facts: Mapping[str, Any]) -> None:
+        plan = {"sweep": name, **facts, "trials": [t.model_dump(mode="json") | {"key": t.key} for t in trials]}
+        write_text(self.sweep_dir(name) / "sweep.yaml", source)
+        write_text(self.sweep_dir(name) / "plan.json", json.dumps(plan, indent=1))
+
+    def plan(self, name: str) -> dict[str, Any]:
+        file = self.sweep_dir(name) / "plan.json"
+        if not file.exists():
+            known = ", ".join(self.sweeps()) or "none"
+            raise StoreError(f"no sweep '{name}' in {self.root}; sweeps there: {known}")
+        return dict(json.loads(file.read_text()))
+
+    def trials(self, name: str) -> dict[str, TrialSpec]:
+        """The trials of a sweep's newest plan by key, in plan order."""
+        rows = self.plan(name)["trials"]
+        return {row["key"]: TrialSpec.model_validate({k: v for k, v in row.items() if k != "key"}) for row in rows}
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """One driver a sweep on this storage; the lock goes with the process that holds it."""
+        file = self.sweep_dir(name) / "driver.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.seek(0)
+                raise StoreError(f"sweep '{name}' is being run already ({held.read().strip()})") from None
+            held.truncate(0)
+            held.write(f"process {os.getpid()}")
+            held.flush()
+            yield

@@ -1,0 +1,141 @@
+"""Plans and states as facts (for programs) and as tables (for people)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sweeper.estimate import estimate, measured_seconds
+from sweeper.plan import Plan
+from sweeper.results import status_of
+from sweeper.store import Store
+
+
+def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
+    """All that `sweeper plan` knows, as JSON types."""
+    measured = measured_seconds(store, list(plan.trials))
+    trials = []
+    for trial in plan.trials:
+        cost = estimate(trial, store.root, measured.get((trial.backbone.name, trial.task.name)))
+        trials.append(
+            {
+                "key": trial.key,
+                "backbone": trial.backbone.name,
+                "task": trial.task.name,
+                "objective": trial.objective_label,
+                "seed": trial.seed if trial.objective else None,
+                "steps": trial.train.steps if trial.objective else 0,
+                "status": status_of(store.trial(trial.key).result()),
+                "tokens": cost.tokens,
+                "memory_bytes": cost.memory_bytes,
+                "seconds": cost.seconds,
+                "seconds_from": cost.seconds_from,
+            }
+        )
+    return {
+        "sweep": plan.spec.settings.name,
+        "source": plan.spec.source,
+        "cells": plan.num_cells,
+        "merged": plan.merged,
+        "notes": plan.notes,
+        "workers": plan.spec.settings.execution.workers,
+        "trials": trials,
+    }
+
+
+def print_plan(facts: dict[str, Any]) -> None:
+    trials = facts["trials"]
+    trained = [t for t in trials if t["objective"] != "backbone"]
+    todo = [t for t in trials if t["status"] not in ("finished", "stopped")]
+    print(f"{facts['sweep']} ({facts['source']}): {facts['cells']} cells, {len(trained)} trials to train,", end=" ")
+    print(f"{len(trials) - len(trained)} backbones to measure; {len(trials) - len(todo)} done already\n")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for trial in trials:
+        groups.setdefault((trial["backbone"], trial["task"], trial["objective"]), []).append(trial)
+    rows: list[tuple[str, ...]] = [
+        ("backbone", "task", "objective", "seeds", "steps", "tokens", "memory", "time", "done")
+    ]
+    for (backbone, task, objective), group in groups.items():
+        one = group[0]
+        seeds = " ".join(str(t["seed"]) for t in group) if one["seed"] is not None else ""
+        done = sum(t["status"] in ("finished", "stopped") for t in group)
+        time = _time(one["seconds"]) + ("" if one["seconds_from"] == "measured" else " ~")
+        rows.append(
+            (backbone, task, objective, seeds, _count(one["steps"]), _count(one["tokens"]), _size(one["memory_bytes"]),
+             time, f"{done}/{len(group)}")
+        )  # fmt: skip
+    _print_columns(rows)
+    print()
+    for key, labels in facts["merged"].items():
+        print(f"same trial: {', '.join(dict.fromkeys(labels))} -> {key}")
+    known = [t["seconds"] for t in todo]
+    if all(s is not None for s in known):
+        print(
+            f"to do: {len(todo)} trials, {_time(sum(known))} of training one after another; ~ marks a formula's guess"
+        )
+    for note in facts["notes"]:
+        print(f"note: {note}")
+
+
+def status_facts(store: Store, sweep: str) -> dict[str, Any]:
+    trials = []
+    for key, trial in store.trials(sweep).items():
+        folder = store.trial(key)
+        result = folder.result()
+        rows = folder.rows()
+        trials.append(
+            {
+                "key": key,
+                "status": status_of(result),
+                "step": rows[-1]["step"] if rows else 0,
+                "steps": trial.train.steps if trial.objective else 0,
+                "error": (result or {}).get("error"),
+            }
+        )
+    counts = Counter(t["status"] for t in trials)
+    return {
+        "sweep": sweep,
+        "done": counts["finished"] + counts["stopped"] == len(trials),
+        "counts": dict(counts),
+        "trials": trials,
+    }
+
+
+def print_status(facts: dict[str, Any]) -> None:
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(facts["counts"].items()))
+    print(f"{facts['sweep']}: {counts} of {len(facts['trials'])} trials")
+    for trial in facts["trials"]:
+        if trial["status"] == "failed":
+            print(f"\nfailed: {trial['key']} at step {trial['step']:g}\n{trial['error']}")
+        elif trial["status"] == "unfinished" and trial["step"]:
+            print(f"under way: {trial['key']} at step {trial['step']:g} of {trial['steps'] or '?'}")
+
+
+def _print_columns(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "?"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:g}"
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,229 @@
+"""MLflow, written from the trials' folders by one writer: a view that can be made again at any time.
+
+Identity is by tags: one parent run a sweep, one child a trial. Points are idempotent, because a row's step, time
+and value are on disk and MLflow keeps equal points once: writing a trial again adds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.spec import TrialSpec
+from sweeper.results import status_of
+from sweeper.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+KEY = "sweeper.key"
+SYNC_EVERY_S = 2.0
+BATCH = 1000  # MLflow's limit of metrics in one request
+FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+# a server that is down is asked again at the next sync, so no request needs MLflow's own minutes of retries
+MLFLOW_ENV = {
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+ABOUT = """One run a trial, nested below this sweep; the run called *backbone* is the model before training.
+
+- **task/accuracy_sampled**: right answers drawn at T = 1, mean over k draws a prompt; **task/accuracy_greedy**: greedy.
+- **heldout/** and **trainset/**: -log p (nats), mean p and token accuracy of target tokens.
+- **objective/loss** is the trial's own loss: its scale differs between objectives, so compare nothing by it.
+
+Compare: select runs, *Compare*; or group the table by `objective`. The report is under this run's artifacts."""
+
+
+def default_uri(root: Path) -> str:
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+class Tracking:
+    """The writer. Not for use from several processes at once: the sweep's lock sees to that."""
+
+    def __init__(self, store: Store, sweep: str, uri: str) -> None:
+        for name, value in MLFLOW_ENV.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+        self.store, self.sweep, self.uri = store, sweep, uri
+        self.trials = store.trials(sweep)
+        self.experiment_id = self._experiment()
+        self.runs: dict[str, Run] = {r.data.tags[KEY]: r for r in self._all_runs() if KEY in r.data.tags}
+        self.parent = self._parent()
+        self.offsets: dict[str, int] = {}
+        self.closed: dict[str, str] = {}  # trials whose run has its last state, by status
+
+    def run_ids(self) -> dict[str, str]:
+        """Trial key -> MLflow run id."""
+        return {key: run.info.run_id for key, run in self.runs.items() if key in self.trials}
+
+    def sync(self, over: bool = False) -> None:
+        """Bring every trial's run up to its folder. `over`: no driver is running, so nothing may stay RUNNING."""
+        for key, trial in self.trials.items():
+            if key not in self.closed:
+                self._sync_trial(key, trial, over)
+        if over:
+            states = [status_of(self.store.trial(key).result()) for key in self.trials]
+            self.client.set_terminated(
+                self.parent,
+                "FINISHED" if all(s in ("finished", "stopped") for s in states)
+                else "FAILED" if "unfinished" not in states
+                else "KILLED",
+            )  # fmt: skip
+
+    def add_artifacts(self, folder: Path) -> None:
+        """The report, under the parent run."""
+        self.client.log_artifacts(self.parent, str(folder), "report")
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.sweep)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite")
+        where = (self.store.root.resolve() / "mlartifacts" / self.sweep).as_uri() if local else None
+        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
+        return str(self.client.create_experiment(self.sweep, artifact_location=where, tags=tags))
+
+    def _all_runs(self) -> list[Run]:
+        runs: list[Run] = []
+        token: str | None = None
+        while token is not None or not runs:
+            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                break
+        return runs
+
+    def _parent(self) -> str:
+        if "sweep" in self.runs:
+            run_id = str(self.runs["sweep"].info.run_id)
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {KEY: "sweep", "mlflow.note.content": ABOUT, "sweeper.kind": "sweep"}
+        run = self.client.create_run(self.experiment_id, run_name=f"sweep {self.sweep}", tags=tags)
+        self.runs["sweep"] = run
+        self.client.log_text(
+            run.info.run_id, (self.store.sweep_dir(self.sweep) / "sweep.yaml").read_text(), "sweep.yaml"
+        )
+        return str(run.info.run_id)
+
+    def _sync_trial(self, key: str, trial: TrialSpec, over: bool) -> None:
+        folder = self.store.trial(key)
+        status = status_of(folder.result())
+        rows, offset = folder.rows_from(self.offsets.get(key, 0))
+        run = self.runs.get(key)
+        if not rows and status == "unfinished" and run is None:
+            return  # not started
+        if run is None:
+            run = self.runs[key] = self._create(key, trial)
+        run_id = run.info.run_id
+        wanted = FINAL.get(status, "KILLED" if over else "RUNNING")
+        if run.data.tags.get("sweeper.rows") == str(offset) and run.info.status == wanted:
+            rows = []  # all of it was written by an earlier driver
+        self._log(run_id, rows)
+        self.offsets[key] = offset
+        if status in FINAL or over:
+            result = folder.result() or {}
+            self.client.set_tag(run_id, "sweeper.rows", str(offset))
+            self.client.set_tag(run_id, "status", status)
+            if result.get("error"):
+                self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
+            self.client.set_terminated(run_id, wanted, end_time=_ms(result["time"]) if result else None)
+            self.closed[key] = status
+        elif rows and run.info.status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+            self.runs[key] = self.client.get_run(run_id)
+
+    def _create(self, key: str, trial: TrialSpec) -> Run:
+        objective = trial.objective.canonical() if trial.objective else None
+        name = f"{trial.objective_label} · {trial.backbone.name} · {trial.task.name}"
+        tags = {KEY: key, "sweeper.kind": "trial" if objective else "backbone", "mlflow.parentRunId": self.parent}
+        run = self.client.create_run(
+            self.experiment_id, run_name=f"{name} · s{trial.seed}" if objective else name, tags=tags
+        )
+        from mlflow.entities import Param
+
+        params: dict[str, Any] = {
+            "backbone": trial.backbone.name,
+            "task": trial.task.name,
+            "objective": trial.objective_label,
+            "alpha": objective.alpha if objective else None,
+            "gate": objective.gate.label if objective and objective.gate else None,
+            "seed": trial.seed if objective else None,
+            **(trial.train.model_dump() if objective else {}),
+            **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},
+            **trial.execution.model_dump(),
+        }
+        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in params.items() if v is not None])
+        return run
+
+    def _log(self, run_id: str, rows: list[dict[str, float]]) -> None:
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name, float(value), _ms(row["time"]), int(row["step"]))
+            for row in rows
+            for name, value in row.items()
+            if name not in ("step", "time")
+        ]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+
+
+def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
+    """None, and a line on stderr, where MLflow cannot be reached: reports are made without it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Tracking(store, sweep, uri)
+    except MlflowException as error:
+        print(f"no MLflow at {uri} ({str(error).splitlines()[0]})", file=sys.stderr)
+        return None
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+class TrackingThread:
+    """The writer beside a running sweep. A server that is down costs no training: what it missed is written later."""
+
+    def __init__(self, store: Store, sweep: str, uri: str) -> None:
+        self.store, self.sweep, self.uri = store, sweep, uri
+        self.stopping = threading.Event()
+        self.error: Exception | None = None
+        self.tracking: Tracking | None = None
+        self.thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> TrackingThread:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self.thread.join()
+        self._try(over=True)
+
+    def _loop(self) -> None:
+        while not self.stopping.is_set():
+            self._try(over=False)
+            self.stopping.wait(SYNC_EVERY_S)
+
+    def _try(self, over: bool) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.tracking is None:
+                self.tracking = Tracking(self.store, self.sweep, self.uri)
+            self.tracking.sync(over)
+            self.error = None
+        except (MlflowException, OSError) as error:
+            self.error = error

@@ -1,0 +1,76 @@
+"""The real thing for the integration tests: backbones pre-trained once, the CLI as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = (0, 60)
+Sweeper = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root that holds the built-in backbones of these tests."""
+    from jobs.pretrain import pretrain
+
+    root = tmp_path_factory.mktemp("backbones")
+    pretrain(root, "char-llama", STEPS)
+    return root
+
+
+@pytest.fixture
+def storage(backbones: Path, tmp_path: Path) -> Path:
+    """A fresh storage that shares the pre-trained backbones."""
+    root = tmp_path / "storage"
+    root.mkdir()
+    (root / "backbones").symlink_to(backbones / "backbones")
+    return root
+
+
+def sweeper(*args: object, storage: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """Call the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "sweeper", *map(str, args), "--storage", str(storage)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEPER_", "MLFLOW_", "RAY_"))}
+    return clean | {"PYTHONUNBUFFERED": "1"}
+
+
+def write_spec(folder: Path, **parts: Any) -> Path:
+    """A sweep file (JSON is YAML) on the small backbones."""
+    spec = {
+        "name": "small",
+        "grid": {
+            "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+            "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+            "objective": ["nll", "one-minus-p"],
+            "seed": [1],
+        },
+        "train": {"lr": 1e-3, "batch_size": 32, "steps": 30, "max_length": 32, "checkpoint_every": 10},
+        "evaluation": {"samples": 2, "max_new_tokens": 4, "batch_size": 64},
+    } | parts
+    path = folder / f"{spec['name']}.yaml"
+    path.write_text(json.dumps(spec))
+    return path

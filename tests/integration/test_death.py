@@ -1,0 +1,164 @@
+"""Deaths: of a worker in the middle of a 2-worker trial, and of the driver. Nothing is lost, nothing is repeated."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from sweeper.store import Store
+
+from .conftest import ROOT, environment, sweeper, write_spec
+from .test_sweep import points, runs_of
+
+T = TypeVar("T")
+# long enough that a kill lands in the middle
+TRAIN = {"lr": 1e-3, "batch_size": 32, "steps": 240, "max_length": 32, "checkpoint_every": 20, "log_every": 5}
+
+
+def until(what: str, found: Callable[[], T | None], timeout_s: float = 200) -> T:
+    """Wait for a condition."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+
+
+def start(spec: Path, storage: Path) -> subprocess.Popen[str]:
+    log = (storage / "driver.log").open("a")
+    command = [sys.executable, "-m", "sweeper", "run", str(spec), "--storage", str(storage)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, text=True)
+
+
+def under_way(store: Store, name: str) -> str | None:
+    """A trial with a checkpoint that is not over."""
+    for key in store.trials(name):
+        if store.trial(key).checkpoints() and store.trial(key).result() is None:
+            return key
+    return None
+
+
+def numbers(store: Store, key: str) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
+
+
+def test_killed_driver_continues_where_it_was(storage: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver, run again: no finished trial again, unfinished ones from their newest checkpoint."""
+    grid = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+        "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+        "objective": ["nll", "one-minus-p", {"name": "power", "alpha": 0.5}],
+        "seed": [1, 2],
+    }
+    spec = write_spec(tmp_path, name="kill", grid=grid, train=TRAIN)
+    store = Store(storage)
+    driver = start(spec, storage)
+    children: list[psutil.Process] = []
+    try:
+        until("a plan", lambda: "kill" in store.sweeps())
+
+        def in_the_middle() -> str | None:
+            trained = [k for k, t in store.trials("kill").items() if t.objective and store.trial(k).result()]
+            return under_way(store, "kill") if trained else None
+
+        victim = until("one trial finished and another with a checkpoint", in_the_middle)
+        children = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.kill()
+        driver.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, "processes outlived their driver"
+
+    finished = {k: store.trial(k).result() for k in store.trials("kill") if store.trial(k).result()}
+    newest = int(store.trial(victim).checkpoints()[-1].name.removeprefix("step-"))
+    reached = int(store.trial(victim).rows()[-1]["step"])
+    assert newest >= 20
+    left = [r.data.tags["sweeper.key"] for r in runs_of(storage, "kill") if r.info.status == "RUNNING"]
+    assert left  # a killed driver cannot close its runs; the next one must
+
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert {k: store.trial(k).result() for k in finished} == finished
+    result = store.trial(victim).result() or {}
+    assert result["resumed_from"] >= newest
+    assert [row["step"] for row in store.trial(victim).rows()] == list(range(5, 241, 5))
+    assert reached <= 240
+
+    runs = runs_of(storage, "kill")
+    assert all(n == 1 for n in Counter(r.data.tags["sweeper.key"] for r in runs).values())
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for (key, metric), steps in points(storage, "kill").items():
+        assert len(steps) == len(set(steps)), (key, metric)
+        if key == victim and metric == "objective/loss":
+            assert steps == list(range(5, 241, 5))
+
+    # the same sweep without a death gives the same numbers
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    (calm / "backbones").symlink_to(storage / "backbones")
+    assert sweeper("run", spec, storage=calm).returncode == 0
+    for key in store.trials("kill"):
+        assert numbers(store, key) == numbers(Store(calm), key), key
+
+
+def test_killed_worker_of_a_pair_costs_only_the_steps_since_its_checkpoint(storage: Path, tmp_path: Path) -> None:
+    """One of two gloo workers is killed in the middle; the trial goes on in a new lane, the sweep succeeds."""
+    spec = write_spec(
+        tmp_path, name="pair", train=TRAIN, execution={"workers": 2, "cpus_per_worker": 0.5}, concurrency=1
+    )
+    store = Store(storage)
+    driver = start(spec, storage)
+    try:
+        until("a plan", lambda: "pair" in store.sweeps())
+        victim = until("a checkpoint", lambda: under_way(store, "pair"))
+        worker = until("a worker", lambda: _train_worker(driver.pid))
+        os.kill(worker, signal.SIGKILL)
+        assert driver.wait(timeout=300) == 0, (storage / "driver.log").read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    folder = store.trial(victim)
+    result = folder.result() or {}
+    assert result["status"] == "finished"
+    assert result["resumed_from"] >= 20
+    assert len(folder.failures()) == 1
+    assert [row["step"] for row in folder.rows()] == list(range(5, 241, 5))
+    assert {r.info.status for r in runs_of(storage, "pair")} == {"FINISHED"}
+
+
+def _train_worker(driver: int) -> int | None:
+    for process in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            return process.pid
+    return None
+
+
+def test_a_second_driver_is_refused(storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, name="twice")
+    with Store(storage).lock("twice"):
+        done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 2
+    assert "is being run already" in done.stderr
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:1"])
+def test_a_tracking_server_that_is_down_costs_no_training(storage: Path, tmp_path: Path, server: str) -> None:
+    spec = write_spec(tmp_path, name="down")
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    done = sweeper("run", spec, "--tracking-uri", server, storage=storage)
+    assert "could not be written" in done.stderr, done.stderr
+    store = Store(storage)
+    assert all((store.trial(k).result() or {})["status"] == "finished" for k in store.trials("down"))
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    assert sweeper("sync", "down", "--tracking-uri", uri, storage=storage).returncode == 0
+    assert {r.info.status for r in runs_of(storage, "down")} == {"FINISHED"}
+    assert len(runs_of(storage, "down")) == 1 + 3

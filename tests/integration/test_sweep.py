@@ -1,0 +1,185 @@
+"""A sweep through the command line: real Ray Tune, Ray Train, DeepSpeed and MLflow on a database."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from jobs.yardsticks import YARDSTICKS
+from sweeper.store import Store
+
+from .conftest import sweeper, write_spec
+
+GRID = {
+    "backbone": [{"builtin": "char-llama", "pretrain_steps": [0, 60]}],
+    "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+    "objective": ["nll", "one-minus-p", {"name": "nll", "gate": {"side": "top", "at": 0.1}}],
+    "seed": [1, 2],
+}
+# The one trial that cannot work: a prompt of six characters leaves no target in six tokens.
+BROKEN = {"where": {"backbone": "char-llama-0", "objective": "one-minus-p"}, "train": {"max_length": 6}}
+
+
+def runs_of(storage: Path, name: str = "small") -> list[Run]:
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def points(storage: Path, name: str = "small") -> dict[tuple[str, str], list[int]]:
+    """(trial key, metric) -> the steps at which MLflow has a point, in order."""
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    return {
+        (run.data.tags["sweeper.key"], metric): sorted(
+            m.step for m in client.get_metric_history(run.info.run_id, metric)
+        )
+        for run in runs_of(storage, name)
+        for metric in run.data.metrics
+    }
+
+
+def test_a_sweep_from_yaml_to_report(storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, grid=GRID, overrides=[BROKEN])
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 1, done.stderr  # two trials cannot work, and the sweep says so
+    assert "2 trials failed" in done.stderr
+
+    store = Store(storage)
+    results = {key: store.trial(key).result() or {} for key in store.trials("small")}
+    failed = {key for key, result in results.items() if result["status"] == "failed"}
+    assert len(results) == 2 + 2 * 3 * 2
+    assert {key.split("_")[2] for key in failed} == {"one-minus-p"}
+    assert all("its prompt alone has 6 tokens" in results[key]["error"] for key in failed)
+    assert all(result["status"] == "finished" for key, result in results.items() if key not in failed)
+    _check_rows(store)
+    _check_mlflow(storage, failed)
+    _check_report(storage, failed)
+
+    status = json.loads(sweeper("status", "small", "--json", storage=storage).stdout)
+    assert status["counts"] == {"finished": 12, "failed": 2}
+
+    # again: nothing finished is trained again, nothing is written twice
+    before = {key: store.trial(key).result() for key in results if key not in failed}
+    written = points(storage)
+    fixed = write_spec(tmp_path, grid={**GRID, "objective": [*GRID["objective"], {"name": "power", "alpha": 0.5}]})
+    plan = json.loads(sweeper("plan", fixed, "--json", storage=storage).stdout)
+    todo = [t["objective"] for t in plan["trials"] if t["status"] != "finished"]
+    # the cell that could not work was another trial (max_length belongs to the key); one alpha costs its own trials
+    assert sorted(todo) == ["one-minus-p"] * 2 + ["power a=0.5"] * 4
+    done = sweeper("run", fixed, storage=storage)
+    assert done.returncode == 0, done.stderr
+    assert "18 trials, 12 done before" in done.stdout
+    assert {key: store.trial(key).result() for key in before} == before
+    after = points(storage)
+    assert {place: after[place] for place in written} == written
+    done = sweeper("run", fixed, storage=storage)
+    assert done.returncode == 0
+    assert "18 trials, 18 done before" in done.stdout
+    assert points(storage) == after
+    assert sweeper("sync", "small", storage=storage).returncode == 0
+    assert points(storage) == after
+
+
+def _check_rows(store: Store) -> None:
+    for key, trial in store.trials("small").items():
+        rows = store.trial(key).rows()
+        if (store.trial(key).result() or {})["status"] == "failed":
+            continue
+        assert set(YARDSTICKS) <= rows[-1].keys()
+        assert [row["step"] for row in rows] == ([0] if trial.objective is None else [10, 20, 30])
+        assert not store.trial(key).checkpoints()  # bounded: a finished trial keeps none
+
+
+def _check_mlflow(storage: Path, failed: set[str]) -> None:
+    runs = {run.data.tags["sweeper.key"]: run for run in runs_of(storage)}
+    parent = runs.pop("sweep")
+    assert parent.info.status == "FAILED"
+    assert len(runs) == 14
+    for key, run in runs.items():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == ("FAILED" if key in failed else "FINISHED")
+        assert run.data.params["task"] == "addition-noise0.3"
+        if key in failed:
+            assert "its prompt alone" in run.data.tags["error"]
+        else:
+            assert set(YARDSTICKS) <= run.data.metrics.keys()
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    artifacts = {a.path for a in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/continuum.png"} <= artifacts
+
+
+def _check_report(storage: Path, failed: set[str]) -> None:
+    folder = storage / "sweeps" / "small" / "report"
+    page = (folder / "report.html").read_text()
+    assert all(key in page for key in failed)
+    with (folder / "trials.csv").open() as file:
+        table = list(csv.DictReader(file))
+    runs = {run.data.tags["sweeper.key"]: run for run in runs_of(storage)}
+    assert {row["key"]: row["mlflow_run_id"] for row in table} == {
+        key: run.info.run_id for key, run in runs.items() if key != "sweep"
+    }
+    for row in table:
+        recorded = runs[row["key"]].data.metrics.get("heldout/nll")
+        assert recorded == (float(row["heldout/nll"]) if row["heldout/nll"] else None)
+
+
+@pytest.mark.parametrize("lanes", [True, False])
+def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: bool, request: Any) -> None:
+    """A trial in a lane, after others, equals the same trial in a worker group of its own."""
+    spec = write_spec(tmp_path, lanes=lanes, name=f"lanes-{lanes}")
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 0, done.stderr
+    store = Store(storage)
+    numbers = {
+        key: [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
+        for key in store.trials(f"lanes-{lanes}")
+    }
+    cache = request.config.cache
+    if lanes:
+        cache.set("sweeper/lanes", numbers)
+    else:
+        assert cache.get("sweeper/lanes", None) == json.loads(json.dumps(numbers))
+
+
+def test_asha_stops_on_a_yardstick_and_spares_the_anchor(storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(
+        tmp_path,
+        grid={**GRID, "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+              "objective": ["nll", "one-minus-p", {"name": "power", "alpha": [2, 10]}]},
+        evaluation={"samples": 1, "max_new_tokens": 4, "batch_size": 64, "every": 10},
+        scheduler={"name": "asha", "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2},
+        concurrency=1,
+    )  # fmt: skip
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 0, done.stderr
+    store = Store(storage)
+    status = {key: (store.trial(key).result() or {})["status"] for key in store.trials("small")}
+    assert set(status.values()) == {"finished", "stopped"}
+    for key, state in status.items():
+        rows = store.trial(key).rows()
+        if "_nll_" in key or "_backbone_" in key:
+            assert state == "finished"
+        if state == "stopped":
+            assert rows[-1]["step"] < 30
+            assert "heldout/nll" in rows[-1]
+    states = {run.data.tags["sweeper.key"]: run.info.status for run in runs_of(storage)}
+    assert all(states[key] == ("KILLED" if s == "stopped" else "FINISHED") for key, s in status.items())
+
+
+def test_a_cluster_that_is_too_small_says_so_at_once(storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, execution={"workers": 2, "cpus_per_worker": 500})
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 2
+    assert "a trial needs 1000 CPU (2 workers x 500), the cluster has" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_ray_at_the_address_says_so(storage: Path, tmp_path: Path) -> None:
+    done = sweeper("run", write_spec(tmp_path), "--address", "127.0.0.1:1", storage=storage)
+    assert done.returncode == 2
+    assert "no Ray at 127.0.0.1:1" in done.stderr

@@ -1,0 +1,133 @@
+"""From YAML to trials: what is merged, what is named, what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper.cli import main
+from sweeper.plan import Plan, make_plan
+from sweeper.spec import SpecError, load_sweep, parse_sweep
+from sweeper.store import Store
+from sweeper.table import plan_facts
+
+ROOT = Path(__file__).parents[2]
+BASE = """
+name: t
+grid:
+  backbone: [{builtin: char-llama, pretrain_steps: [0, 10]}]
+  task: [{builtin: addition}]
+  objective: %s
+  seed: [1]
+train: {lr: 1e-3, steps: 5, batch_size: 8}
+"""
+
+
+def plan(objectives: str, extra: str = "") -> Plan:
+    return make_plan(parse_sweep(BASE % objectives + extra, "t.yaml"), ROOT)
+
+
+def labels(made: Plan) -> list[str]:
+    return [t.objective_label for t in made.trials if t.backbone.name == "char-llama-0"]
+
+
+def test_power_at_one_is_one_minus_p_and_appears_once() -> None:
+    made = plan("[one-minus-p, {name: power, alpha: [0.5, 1]}]")
+    assert labels(made) == ["backbone", "one-minus-p", "power a=0.5"]
+    assert ["one-minus-p", "power a=1"] in made.merged.values()
+
+
+def test_power_at_zero_is_nll_and_appears_once() -> None:
+    assert labels(plan("[nll, {name: power, alpha: 0}]")) == ["backbone", "nll"]
+
+
+def test_gates_that_keep_everything_are_no_gates() -> None:
+    made = plan("[nll, {name: nll, gate: {side: top, at: [0, 0.2]}}, {name: nll, gate: {side: bottom, at: 1}}]")
+    assert labels(made) == ["backbone", "nll", "nll p>=0.2"]
+
+
+def test_lists_in_an_axis_expand_as_a_product() -> None:
+    made = plan("[{name: power, alpha: [0.1, 0.5], gate: {side: [top, bottom], at: [0.1, 0.2]}}]")
+    assert len(labels(made)) == 1 + 2 * 2 * 2
+
+
+def test_every_backbone_is_measured_once_per_task_and_first() -> None:
+    made = plan("[nll, one-minus-p]")
+    assert [t.objective is None for t in made.trials] == [True, True, False, False, False, False]
+
+
+def test_key_ignores_how_the_work_is_cut_up() -> None:
+    one = plan("[nll]").trials[-1]
+    other = plan("[nll]", "execution: {workers: 2}\nconcurrency: 1\n").trials[-1]
+    assert one.key == other.key
+
+
+def test_key_changes_with_whatever_changes_the_result() -> None:
+    trial = plan("[nll]").trials[-1]
+    changed = [
+        trial.model_copy(update={"seed": 2}),
+        trial.model_copy(update={"train": trial.train.model_copy(update={"lr": 2e-3})}),
+        trial.model_copy(update={"task": trial.task.model_copy(update={"noise": 0.1})}),
+        trial.model_copy(update={"evaluation": trial.evaluation.model_copy(update={"samples": 5})}),
+        trial.model_copy(update={"backbone": trial.backbone.model_copy(update={"pretrain_steps": 11})}),
+    ]
+    assert len({t.key for t in [trial, *changed]}) == 1 + len(changed)
+
+
+def test_keys_never_change_by_accident() -> None:
+    """Recorded results are found by these names: if this fails, raise KEY_VERSION knowingly."""
+    assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_3e4c6e7cfcea"
+
+
+def test_overrides_reach_the_cells_they_name_and_no_other() -> None:
+    made = plan("[nll]", "overrides: [{where: {backbone: char-llama-10}, train: {lr: 5e-4, epochs: 2}}]\n")
+    assert [(t.backbone.name, t.train.lr, t.train.steps, t.train.epochs) for t in made.trials[2:]] == [
+        ("char-llama-0", 1e-3, 5, None),
+        ("char-llama-10", 5e-4, None, 2.0),
+    ]
+
+
+def test_same_data_elsewhere_is_the_same_trial(tmp_path: Path) -> None:
+    keys = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "d.jsonl").write_text('{"prompt": "x", "response": "y"}\n' * 2)
+        text = (BASE % "[nll]").replace("{builtin: addition}", "{path: d.jsonl}")
+        keys.add(make_plan(parse_sweep(text, "t.yaml"), tmp_path / folder).trials[-1].key)
+    (tmp_path / "b" / "d.jsonl").write_text('{"prompt": "x", "response": "z"}\n')
+    assert len(keys) == 1
+    keys.add(make_plan(parse_sweep(text, "t.yaml"), tmp_path / "b").trials[-1].key)
+    assert len(keys) == 2
+
+
+def test_missing_data_is_a_note_for_plan_and_an_error_for_run(tmp_path: Path) -> None:
+    spec = parse_sweep((BASE % "[nll]").replace("{builtin: addition}", "{path: d.jsonl}"), "t.yaml")
+    assert "no file" in make_plan(spec, tmp_path).notes[0]
+    with pytest.raises(SpecError, match="no file .*d.jsonl; relative paths start at --data-root"):
+        make_plan(spec, tmp_path, require_files=True)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_example_loads_and_plans(example: Path, tmp_path: Path) -> None:
+    made = make_plan(load_sweep(example), example.parent)
+    facts = plan_facts(made, Store(tmp_path))
+    assert len(facts["trials"]) == len(made.trials) > 1
+    json.dumps(facts)
+
+
+def test_plan_prints_without_torch_ray_or_mlflow(capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys; from sweeper.cli import main; status = main(['plan', 'examples/quickstart.yaml']);"
+        "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'pandas', 'deepspeed'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "54 trials to train" in done.stdout
+
+
+def test_plan_of_a_bad_file_exits_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tmp_path / "none.yaml")]) == 2
+    assert capsys.readouterr().err.strip() == f"{tmp_path / 'none.yaml'}: no such file"

@@ -1,0 +1,81 @@
+"""A trial's folder survives kills: torn rows, half checkpoints, repeated steps."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.record import RowWriter, TrialFolder
+from sweeper.store import Store, StoreError
+
+
+def folder(tmp_path: Path) -> TrialFolder:
+    (tmp_path / "trials" / "k").mkdir(parents=True)
+    return TrialFolder(tmp_path / "trials" / "k")
+
+
+def test_a_row_torn_by_a_kill_is_healed_not_glued(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    RowWriter(trial).write({"step": 10, "a": 1.0})
+    with (trial.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "a"')
+    assert [row["step"] for row in trial.rows()] == [10]
+    RowWriter(trial).write({"step": 20, "a": 2.0})
+    assert [(row["step"], row["a"]) for row in trial.rows()] == [(10, 1.0), (20, 2.0)]
+
+
+def test_steps_repeated_after_a_resume_are_not_written_twice(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    for step in (10, 20, 30):
+        RowWriter(trial).write({"step": step})
+    writer = RowWriter(trial)  # resumed from a checkpoint at 20
+    for step in (30, 40):
+        writer.write({"step": step})
+    assert [row["step"] for row in trial.rows()] == [10, 20, 30, 40]
+
+
+def test_rows_are_read_on_from_an_offset(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    writer = RowWriter(trial)
+    writer.write({"step": 1})
+    rows, offset = trial.rows_from(0)
+    writer.write({"step": 2})
+    assert [row["step"] for row in rows] == [1]
+    assert [row["step"] for row in trial.rows_from(offset)[0]] == [2]
+    assert trial.rows_from(trial.rows_from(offset)[1])[0] == []
+
+
+def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    for step in (10, 20, 30):
+        trial.checkpoint_dir(step).mkdir(parents=True)
+    trial.complete_checkpoint(10, keep=1)
+    trial.complete_checkpoint(20, keep=1)
+    assert trial.checkpoints() == [trial.checkpoint_dir(20)]
+    assert not trial.checkpoint_dir(10).exists()
+    assert trial.checkpoint_dir(30).exists()  # half written: neither used nor taken away from its writer
+
+
+def test_a_trial_is_over_only_with_its_last_word(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    assert trial.result() is None
+    trial.finish("failed", error="boom")
+    assert (trial.result() or {})["error"] == "boom"
+    trial.reopen()
+    assert trial.result() is None
+
+
+def test_one_driver_a_sweep(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with (
+        store.lock("s"),
+        pytest.raises(StoreError, match="sweep 's' is being run already .process \\d+"),
+        store.lock("s"),
+    ):
+        pass
+    with store.lock("s"):
+        pass
+
+
+def test_an_unknown_sweep_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no sweep 'x' in .*; sweeps there: none"):
+        Store(tmp_path).plan("x")
