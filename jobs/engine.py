@@ -35,7 +35,8 @@ def ensure_process_group() -> None:
     """Ray Train has made the process group; a plain process makes one of its own, without a port."""
     import_deepspeed()
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     os.environ.setdefault("RANK", str(dist.get_rank()))
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))

@@ -42,6 +42,10 @@ class TrialFolder:
     def spec(self) -> TrialSpec:
         return TrialSpec.model_validate_json((self.path / "trial.json").read_text())
 
+    def started(self) -> float:
+        """Unix time, seconds."""
+        return (self.path / "trial.json").stat().st_mtime
+
     # rows
 
     def rows(self) -> list[Row]:

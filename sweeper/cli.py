@@ -240,12 +240,18 @@ def _sync(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
+    from sweeper.tracking import experiment_urls
+
     store = Store(args.storage.resolve())
     uri = _tracking_uri(args, store, None)
-    print(f"http://127.0.0.1:{args.port} shows {uri}", flush=True)
+    server = f"http://127.0.0.1:{args.port}"
+    print(f"{server} shows {uri}")
+    for sweep, url in experiment_urls(store, uri, server).items():
+        print(f"  {sweep}: {url}")
+    sys.stdout.flush()
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(args.port)]
-    os.execv(sys.executable, [*server, "--workers", "1", "--backend-store-uri", uri])
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(args.port)]
+    os.execv(sys.executable, [*command, "--workers", "1", "--backend-store-uri", uri])
 
 
 def _tracking_uri(args: argparse.Namespace, store: Store, sweep: str | None) -> str:

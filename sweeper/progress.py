@@ -17,11 +17,12 @@ class Progress:
     def __init__(self, plan: Plan, done: int) -> None:
         self.trials = {trial.key: trial for trial in plan.trials}
         self.done = self.at_start = done
-        self.started = time.monotonic()
+        self.first_end = 0.0
         print(f"{plan.spec.settings.name}: {len(self.trials)} trials, {done} done before", flush=True)
 
     def ended(self, key: str, status: str, result: dict[str, Any]) -> None:
         self.done += 1
+        self.first_end = self.first_end or time.monotonic()
         trial = self.trials[key]
         who = f"{trial.backbone.name} · {trial.task.name} · {trial.objective_label}"
         if trial.objective is not None:
@@ -34,11 +35,11 @@ class Progress:
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
 
     def _left(self) -> str:
-        ended = self.done - self.at_start
+        since = self.done - self.at_start - 1  # counted from the first end: bringing Ray up is over by then
         rest = len(self.trials) - self.done
-        if not rest or ended < 3:
+        if not rest or since < 3:
             return ""
-        seconds = (time.monotonic() - self.started) / ended * rest
+        seconds = (time.monotonic() - self.first_end) / since * rest
         return f"  ({seconds / 60:.0f} min left)" if seconds >= 90 else f"  ({seconds:.0f} s left)"
 
 

@@ -18,12 +18,12 @@ from jobs.files import write_text
 from jobs.objectives import OBJECTIVES
 from jobs.spec import Gate, ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
-from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED
+from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED, OPEN
 from sweeper.continuum import alpha_curve as alpha_curve_of
 from sweeper.continuum import gains as gains_of
 from sweeper.continuum import leaderboard as leaderboard_of
 from sweeper.continuum import verdicts as verdicts_of
-from sweeper.figures import alpha_figure, clipped, colours, continuum_figure, quantity, weight_figure
+from sweeper.figures import alpha_figure, colours, continuum_figure, limits, quantity, weight_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def write_report(
         problems=problems,
         facts=facts,
         quantity=quantity(PRIMARY),
-        words={"ahead": AHEAD, "behind": BEHIND, "alone": ALONE, "nll": NLL, "backbone": BACKBONE},
+        words={"ahead": AHEAD, "behind": BEHIND, "alone": ALONE, "backbone": BACKBONE},
     )  # fmt: skip
     paths = {f"{name}.png": out / f"{name}.png" for name in images}
     for name, image in images.items():
@@ -106,22 +106,28 @@ def objectives_of(table: pd.DataFrame) -> list[ObjectiveSpec]:
 
 def answer(verdicts: list[Row], gains: list[Row]) -> list[dict[str, str]]:
     """The verdicts in plain words: a task each, its backbones from weak to strong, equal neighbours in one sentence."""
-    gain_of = {(g["backbone"], g["task"], g["objective"]): g["gain"] for g in gains}
+    gain_of = {(g["backbone"], g["task"], g["objective"]): g for g in gains}
     answers = []
     for task in sorted({v["task"] for v in verdicts}):
-        sentences = []
-        for _, group in groupby((v for v in verdicts if v["task"] == task), key=_kind):
-            region = list(group)
-            sentences.append(f"{_where(region)}: {_advice(region, gain_of)}.")
+        mine = [
+            v | {"gains": {o: gain_of[v["backbone"], task, o] for o in v["outcomes"]}}
+            for v in verdicts if v["task"] == task
+        ]  # fmt: skip
+        sentences = [
+            f"{_where(region)}: {_advice(kind, region)}."
+            for (kind, _), group in groupby(mine, key=lambda v: (_kind(v), v["base_mean_p"] is None))
+            for region in [list(group)]
+        ]
         answers.append({"task": task, "text": " ".join(sentences)})
     return answers
 
 
 def _kind(verdict: Row) -> str:
-    words = set(verdict["outcomes"].values())
-    if verdict["leader"] is None or not verdict["outcomes"] or words == {ALONE}:
-        return ALONE
-    return AHEAD if AHEAD in words else BEHIND
+    """What can be said of a cell: ahead (something beats NLL), behind (nothing does), or not enough for either."""
+    pairs = max((g["n"] for g in verdict["gains"].values()), default=0)
+    if pairs < 2:
+        return OPEN if pairs else ALONE
+    return AHEAD if AHEAD in verdict["outcomes"].values() else BEHIND
 
 
 def _where(region: list[Row]) -> str:
@@ -133,43 +139,46 @@ def _where(region: list[Row]) -> str:
     return f"At mean p {span} ({names})"
 
 
-def _advice(region: list[Row], gain_of: dict[tuple[str, str, str], float]) -> str:
-    kind = _kind(region[0])
+def _advice(kind: str, region: list[Row]) -> str:
     if kind == ALONE:
         return "no comparison with NLL yet"
+    if kind == OPEN:
+        leaders = " or ".join(dict.fromkeys("NLL" if v["leader"] == NLL else v["leader"] for v in region))
+        return f"{leaders} is highest, but one seed decides nothing: add seeds"
     if kind == AHEAD:
-        best = {}
-        for v in region:
-            objective = next(o for o, words in v["outcomes"].items() if words == AHEAD)  # in the order of their ranks
-            best[v["backbone"]] = objective, gain_of[v["backbone"], v["task"], objective]
-        low, high = min(g for _, g in best.values()), max(g for _, g in best.values())
+        best = [(o, v["gains"][o]["gain"]) for v in region for o in _ahead(v)[:1]]
+        low, high = min(gain for _, gain in best), max(gain for _, gain in best)
         by = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-        return f"use {' or '.join(dict.fromkeys(o for o, _ in best.values()))}, ahead of NLL by {by}"
+        return f"use {' or '.join(dict.fromkeys(o for o, _ in best))}, ahead of NLL by {by}"
     every = list(dict.fromkeys(o for v in region for o in v["outcomes"]))
     behind = [o for o in every if all(v["outcomes"].get(o, BEHIND) == BEHIND for v in region)]
     unsure = [o for o in every if o not in behind]
-    text = "keep NLL, nothing is ahead of it"
+    text = "keep NLL, nothing is certain to be ahead of it"
     text += f"; behind it: {', '.join(behind)}" if behind else ""
     return text + (f"; not separated from it: {', '.join(unsure)}" if unsure else "")
 
 
+def _ahead(verdict: Row) -> list[str]:
+    """Objectives ahead of NLL, in the order of their ranks."""
+    return [objective for objective, words in verdict["outcomes"].items() if words == AHEAD]
+
+
 def _rows_of(verdict: Row, board: list[Row]) -> list[Row]:
-    """A cell's leaderboard rows with the ends of their intervals as they are drawn, in percent of the scale 0..1."""
+    """A cell's leaderboard rows, with the ends of their intervals as they are shown under `shown`."""
     rows = []
     for row in board:
         if (row["backbone"], row["task"]) != (verdict["backbone"], verdict["task"]):
             continue
-        shown = {}
+        shown: dict[str, float | None] = {}
         for prefix, name in (("", PRIMARY), ("greedy_", "task/accuracy_greedy"), ("nll_", HELDOUT_NLL)):
-            ends = pd.DataFrame({k: [row[f"{prefix}{k}"]] for k in ("low", "high")}, dtype=float)
-            low, high = (end.iloc[0] for end in clipped(ends["low"], ends["high"], name))
-            known = not (math.isnan(low) or math.isnan(high))
-            shown |= {f"{prefix}low": low if known else None, f"{prefix}high": high if known else None}
+            bottom, top = limits(name)
+            for end in (f"{prefix}low", f"{prefix}high"):
+                shown[end] = None if row[end] is None else min(max(row[end], bottom), top)
         rows.append(row | {"shown": shown})
     return rows
 
 
-def _problem(row: Row) -> Row:
+def _problem(row: dict[Any, Any]) -> Row:
     error = "" if pd.isna(row["error"]) else "\n".join(str(row["error"]).strip().splitlines()[-ERROR_LINES:])
     names = ("key", "backbone", "task", "objective", "seed", "status", "mlflow_run_id")
     return _plain({name: row[name] for name in names} | {"steps": int(row["steps"]), "error": error})

@@ -34,9 +34,6 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None) -> int:
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri) as tracking:
             if pending:
-                prepare(pending, store.root)
-                for trial in pending:
-                    store.trial(trial.key).reopen()
                 with connected(address):
                     _tune(plan, pending, store, say)
         if tracking.error is not None:
@@ -79,6 +76,9 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> 
     specs = {trial.key: trial.model_dump_json() for trial in pending}
     board: Any = ray.remote(num_cpus=0)(Board).remote(specs, scheduler is not None, None if settings.lanes else 1)
     with LanePool(board, store.root, settings.name, execution, count):
+        prepare(pending, store.root)  # while the lanes come up
+        for trial in pending:
+            store.trial(trial.key).reopen()
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),

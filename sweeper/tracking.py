@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.spec import TrialSpec
 from sweeper.results import status_of
 from sweeper.store import Store
+from sweeper.view import view_tags, view_url
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -27,6 +28,7 @@ FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 # a server that is down is asked again at the next sync, so no request needs MLflow's own minutes of retries
 MLFLOW_ENV = {
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
@@ -66,6 +68,9 @@ class Tracking:
 
     def sync(self, over: bool = False) -> None:
         """Bring every trial's run up to its folder. `over`: no driver is running, so nothing may stay RUNNING."""
+        if not over and self.runs["sweep"].info.status != "RUNNING":
+            self.client.update_run(self.parent, status="RUNNING")
+            self.runs["sweep"] = self.client.get_run(self.parent)
         for key, trial in self.trials.items():
             if key not in self.closed:
                 self._sync_trial(key, trial, over)
@@ -85,10 +90,13 @@ class Tracking:
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.sweep)
         if found is not None:
+            for key, value in view_tags().items():
+                if found.tags.get(key) != value:
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
             return str(found.experiment_id)
         local = self.uri.startswith("sqlite")
         where = (self.store.root.resolve() / "mlartifacts" / self.sweep).as_uri() if local else None
-        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
+        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT, **view_tags()}
         return str(self.client.create_experiment(self.sweep, artifact_location=where, tags=tags))
 
     def _all_runs(self) -> list[Run]:
@@ -104,9 +112,7 @@ class Tracking:
 
     def _parent(self) -> str:
         if "sweep" in self.runs:
-            run_id = str(self.runs["sweep"].info.run_id)
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
+            return str(self.runs["sweep"].info.run_id)
         tags = {KEY: "sweep", "mlflow.note.content": ABOUT, "sweeper.kind": "sweep"}
         run = self.client.create_run(self.experiment_id, run_name=f"sweep {self.sweep}", tags=tags)
         self.runs["sweep"] = run
@@ -147,7 +153,10 @@ class Tracking:
         name = f"{trial.objective_label} · {trial.backbone.name} · {trial.task.name}"
         tags = {KEY: key, "sweeper.kind": "trial" if objective else "backbone", "mlflow.parentRunId": self.parent}
         run = self.client.create_run(
-            self.experiment_id, run_name=f"{name} · s{trial.seed}" if objective else name, tags=tags
+            self.experiment_id,
+            start_time=_ms(self.store.trial(key).started()),
+            run_name=f"{name} · s{trial.seed}" if objective else name,
+            tags=tags,
         )
         from mlflow.entities import Param
 
@@ -187,6 +196,15 @@ def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
     except MlflowException as error:
         print(f"no MLflow at {uri} ({str(error).splitlines()[0]})", file=sys.stderr)
         return None
+
+
+def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
+    """Sweep -> its page in the UI at `server`, for the sweeps of this storage that MLflow knows."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found = {sweep: client.get_experiment_by_name(sweep) for sweep in store.sweeps()}
+    return {s: view_url(server, str(e.experiment_id), "means") for s, e in found.items() if e is not None}
 
 
 def _ms(seconds: float) -> int:

@@ -1,0 +1,209 @@
+"""The report's figures. Objects of matplotlib only, no pyplot: nothing global, and no display is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from jobs.spec import ObjectiveSpec
+from jobs.yardsticks import PRIMARY, YARDSTICKS
+from sweeper.continuum import BACKBONE, NLL
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Told apart by colour-blind readers too: Okabe and Ito's colours without the pale yellow, then Paul Tol's muted ones.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99")
+FIXED = {NLL: "#333333", BACKBONE: "#9A9A9A"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+INK, GRID, NOTE = "#222222", "#E3E3E3", "#666666"
+WIDTH = 10.0  # inches; at 160 dots an inch a figure is 1600 pixels wide
+P_TICKS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+
+
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """Objective label -> colour, the same for the same set of labels; NLL is always dark, the backbone grey."""
+    others = sorted(set(labels) - set(FIXED))
+    return FIXED | {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(others)}
+
+
+def quantity(yardstick: str) -> str:
+    """What a yardstick measures and how, short enough for an axis."""
+    return ", ".join(YARDSTICKS[yardstick].meaning.split(", ")[:2])
+
+
+def continuum_figure(gains: pd.DataFrame, yardstick: str = PRIMARY) -> Figure:
+    """Gain over NLL against the backbone's mean p before SFT: a line an objective and task, weak to strong.
+
+    gains: `sweeper.continuum.gains`. Rows without a gain or a mean p are left out, and counted in the figure.
+    """
+    figure, axes = _canvas(5.2)
+    known = gains.dropna(subset=["base_mean_p", "gain"]) if len(gains) else gains
+    if known.empty:
+        return _empty(
+            figure, axes, "No gain over NLL yet: it takes a finished NLL trial, a finished trial of another objective\n"
+            "with the same seed, and the measured backbone.",
+        )  # fmt: skip
+    colour, tasks = colours(gains["objective"]), list(known["task"].drop_duplicates())
+    objectives = sorted(known["objective"].unique())
+    for (objective, task), line in known.groupby(["objective", "task"]):
+        # Objectives of one backbone share their x: a small step aside keeps their intervals apart.
+        step = (objectives.index(objective) - (len(objectives) - 1) / 2) * 0.05
+        y, look = line["gain"], _look(tasks.index(task), colour[str(objective)])
+        error = [(y - line["low"]).fillna(0), (line["high"] - y).fillna(0)]
+        axes.errorbar(_logit(line["base_mean_p"]) + step, y, error, capsize=3, elinewidth=1.2, linewidth=1.8, **look)
+    axes.axhline(0, color=INK, linewidth=1)
+    _logit_axis(axes, known["base_mean_p"])
+    axes.set_xlabel(
+        "mean p of the target tokens under the backbone, on the task's training set, before SFT (logit scale)"
+    )
+    direction = "" if YARDSTICKS[yardstick].higher_is_better else ", as a decrease"
+    axes.set_ylabel(f"gain over NLL{direction}\n({quantity(yardstick)})")
+    for x, side, text in (
+        (0, "left", "← weak end: hardly knows the task"),
+        (1, "right", "strong end: knows the task →"),
+    ):
+        axes.text(x, 1.02, text, transform=axes.transAxes, ha=side, va="bottom", color=NOTE, fontsize=10)
+    handles = [Line2D([], [], color="none", label="objective")]
+    handles += [Line2D([], [], color=colour[o], linewidth=2.5, label=o) for o in objectives]
+    handles += [Line2D([], [], color="none", label=""), Line2D([], [], color="none", label="task")]
+    handles += [Line2D([], [], label=task, **_look(i, NOTE)) for i, task in enumerate(tasks)]
+    figure.legend(handles=handles, loc="outside right upper", **_LEGEND)
+    left_out = len(gains) - len(known)
+    missing = f" Left out, without a gain or a mean p: {left_out} of {len(gains)} points." if left_out else ""
+    figure.supxlabel(f"{_seeds(known['n'])}. Above 0: better than NLL.{missing}", color=NOTE, fontsize=10)
+    return figure
+
+
+def alpha_figure(curve: pd.DataFrame, yardstick: str = PRIMARY) -> Figure:
+    """The yardstick against alpha, a panel a task and a line a backbone, pale (weak) to dark (strong).
+
+    curve: `sweeper.continuum.alpha_curve`.
+    """
+    if curve.empty:
+        return _empty(*_canvas(3.0), "No finished trial of NLL, 1 - p or a power yet.")
+    tasks = list(curve["task"].drop_duplicates())
+    backbones = list(curve.groupby("backbone")["base_mean_p"].max().sort_values().index)  # unknown ones last
+    columns = min(2, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    height = rows * (3.9 + 0.2 * len(backbones))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    last = len(backbones) - 1
+    shades = [colormaps["viridis_r"](1 - 0.75 * (last - i) / max(last, 1)) for i in range(last + 1)]
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        _style(axes)
+        panel = curve[curve["task"] == task]
+        for i, backbone in enumerate(backbones):
+            line = panel[panel["backbone"] == backbone]
+            if line.empty:
+                continue
+            p = float(line["base_mean_p"].iloc[0])
+            low, high = (line[end].clip(*limits(yardstick)) for end in ("low", "high"))
+            error = [(line["mean"] - low).fillna(0), (high - line["mean"]).fillna(0)]
+            axes.errorbar(
+                line["alpha"] + (i - (len(backbones) - 1) / 2) * 0.012, line["mean"], error, capsize=3, elinewidth=1.2,
+                marker="o", linewidth=1.8, color=shades[i],
+                label=f"{backbone}, " + ("mean p not measured" if math.isnan(p) else f"mean p {p:.2f}"),
+            )  # fmt: skip
+        axes.set_title(str(task), loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("alpha (0 is NLL, 1 is 1 - p)")
+        axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.15), **_LEGEND)
+    for axes in grid.flat[len(tasks) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(quantity(yardstick))
+    return figure
+
+
+def weight_figure(objectives: Sequence[ObjectiveSpec]) -> Figure:
+    """W_f(p), how hard each objective pulls on the target's logit (paper Lemma 3.1), with its gate."""
+    import torch
+
+    from jobs.loss import weight
+
+    figure, axes = _canvas(3.9)
+    if not objectives:
+        return _empty(figure, axes, "No objective has been planned.")
+    colour = colours(o.label for o in objectives)
+    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    for objective in sorted(objectives, key=lambda o: (o.gate is not None, o.label)):
+        gated = objective.gate is not None
+        axes.plot(
+            p.tolist(), weight(p, objective).tolist(), label=objective.label, color=colour[objective.label],
+            linestyle="--" if gated else "-", linewidth=2.2,
+        )  # fmt: skip
+        if objective.gate is not None:
+            axes.axvline(objective.gate.at, color=colour[objective.label], linewidth=1, linestyle=":")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, min(1.25, axes.get_ylim()[1]))  # negative alphas have no bound at p = 0
+    axes.set_xlabel("p, the model's probability of the target token")
+    axes.set_ylabel("W_f(p), pull on the target's logit")
+    figure.legend(title="objective", loc="outside right upper", **_LEGEND)
+    return figure
+
+
+def limits(yardstick: str) -> tuple[float, float]:
+    """Where a yardstick can lie: a share in 0..1, a negative log-likelihood above 0. Intervals are shown cut there."""
+    return 0.0, 1.0 if YARDSTICKS[yardstick].higher_is_better else math.inf
+
+
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 10, "title_fontsize": 10, "alignment": "left"}
+
+
+def _canvas(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=10)
+
+
+def _look(task: int, colour: str) -> dict[str, Any]:
+    """How the points of the task-th task are drawn: only the first one's are filled and joined by a solid line."""
+    fill, line = (colour, "-") if task == 0 else ("white", "--")
+    shape = {"marker": MARKERS[task % len(MARKERS)], "markersize": 7, "markeredgewidth": 1.6}
+    return {"color": colour, "markerfacecolor": fill, "linestyle": line} | shape
+
+
+def _logit(p: pd.Series[float]) -> pd.Series[float]:
+    """log(p / (1 - p)): the scale on which 0.04 and 0.09 stand as far apart as they are for a backbone."""
+    inside = p.clip(1e-4, 1 - 1e-4)
+    return (inside / (1 - inside)).map(math.log)
+
+
+def _logit_axis(axes: Axes, p: pd.Series[float]) -> None:
+    """An axis in log-odds whose ticks read as probabilities."""
+    at = _logit(p)
+    low, high = float(at.min()) - 0.35, float(at.max()) + 0.35
+    ticks = {math.log(t / (1 - t)): f"{t:g}" for t in P_TICKS}
+    shown = {x: text for x, text in ticks.items() if low <= x <= high}
+    axes.set_xlim(low, high)
+    axes.set_xticks(list(shown), list(shown.values()))
+
+
+def _seeds(counts: pd.Series[int]) -> str:
+    """How the intervals were made, with the number of pairs that each stands on."""
+    low, high = int(counts.min()), int(counts.max())
+    if high == 1:
+        return "n = 1 seed: no interval"
+    single = ", none where n = 1" if low == 1 else ""
+    return f"Bars: 95 % t interval over n = {low if low == high else f'{low} to {high}'} seeds, paired with NLL{single}"
+
+
+def _empty(figure: Figure, axes: Axes, text: str) -> Figure:
+    axes.axis("off")
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NOTE, fontsize=12)
+    return figure

@@ -1,0 +1,37 @@
+"""The import shortcuts of jobs/deepspeed_import.py still apply, and are needed."""
+
+import json
+import subprocess
+import sys
+
+CODE = """
+import json, sys
+from jobs.deepspeed_import import import_deepspeed
+import torch
+compile_before = torch.compile
+deepspeed = import_deepspeed()
+comm = sys.modules["deepspeed.comm.torch"]
+print(json.dumps({
+    "mlflow": "mlflow" in sys.modules,
+    "inductor": "torch._inductor.compile_fx" in sys.modules,
+    "compile": torch.compile is compile_before,
+    "built": comm.build_shm_op(),
+    "version": deepspeed.__version__,
+}))
+"""
+PLAIN = "import deepspeed, sys, json; print(json.dumps({'mlflow': 'mlflow' in sys.modules}))"
+
+
+def last_line(code: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_lean_import_loads_neither_mlflow_nor_inductor_and_builds_nothing() -> None:
+    seen = last_line(CODE)
+    assert seen["version"].startswith("0.19.")  # another series: look at every patch again
+    assert (seen["mlflow"], seen["inductor"], seen["compile"], seen["built"]) == (False, False, True, None)
+
+
+def test_the_plain_import_still_loads_mlflow() -> None:
+    assert last_line(PLAIN)["mlflow"], "the shortcut for mlflow is no longer needed"

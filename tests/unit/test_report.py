@@ -1,0 +1,176 @@
+"""The report on disk: complete, offline, escaped, and every number traced to its runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from jobs.yardsticks import CAPABILITY, YARDSTICKS
+from sweeper.figures import colours
+from sweeper.report import answer, objectives_of, write_report
+
+Accuracy = dict[tuple[str, str], list[float | None]]
+FORMS: dict[str, tuple[str, float | None, str | None, float | None]] = {
+    "backbone": ("backbone", None, None, None),
+    "nll": ("nll", None, None, None),
+    "one-minus-p": ("one-minus-p", None, None, None),
+    "power a=0.5": ("power", 0.5, None, None),
+    "nll p>=0.1": ("nll", None, "top", 0.1),
+}
+FILES = {"report.html", "continuum.png", "alpha.png", "weights.png", "trials.csv", "leaderboard.csv", "report.json"}
+ERROR = "first line\n" * 40 + "RuntimeError: <b>loss & grad</b> are NaN"
+
+
+def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
+    """(backbone, objective) -> accuracy by seed, None: failed. Backbone 'weak' has mean p 0.1, 'strong' 0.8."""
+    rows: list[dict[str, Any]] = []
+    for (backbone, objective), values in accuracy.items():
+        name, alpha, side, at = FORMS[objective]
+        for seed, value in enumerate(values):
+            key = f"{backbone}_{objective}_{seed}"
+            rows.append(
+                {
+                    "key": key, "backbone": backbone, "task": "<sums>", "objective": objective, "name": name,
+                    "alpha": alpha, "gate_side": side, "gate_at": at, "seed": seed,
+                    "status": "failed" if value is None else "finished", "error": ERROR if value is None else None,
+                    "steps": 10, "train_s": 1.0, "mlflow_run_id": f"0123456789abcdef-{key}" if run_ids else None,
+                    CAPABILITY: 0.5, "base_mean_p": {"weak": 0.1, "strong": 0.8}.get(backbone),
+                    **dict.fromkeys(YARDSTICKS, value), **{f"base/{y}": 0.0 for y in YARDSTICKS},
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return make_table(
+        {
+            ("weak", "backbone"): [0.01], ("weak", "nll"): [0.80, 0.82, 0.84],
+            ("weak", "one-minus-p"): [0.10, 0.11, 0.12], ("weak", "power a=0.5"): [0.40, 0.42, None],
+            ("strong", "backbone"): [0.30], ("strong", "nll"): [0.20, 0.22, 0.21],
+            ("strong", "one-minus-p"): [0.95, 0.96, 0.94], ("strong", "nll p>=0.1"): [0.2, 0.3, 0.25],
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def paths(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_report(table, tmp_path_factory.mktemp("report"), "my <sweep>", {"spec": "a & b.yaml"})
+
+
+def test_all_files_are_written_and_returned(paths: dict[str, Path]) -> None:
+    assert set(paths) == FILES
+    for name, path in paths.items():
+        assert path.name == name
+        assert path.stat().st_size > 0
+    assert all(paths[n].read_bytes().startswith(b"\x89PNG") for n in FILES if n.endswith(".png"))
+
+
+def test_html_opens_offline(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', html)
+    assert len([link for link in links if link.startswith("data:image/png;base64,")]) == 3
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_only_given_mlflow_links_leave_the_file(table: pd.DataFrame, tmp_path: Path) -> None:
+    written = write_report(table, tmp_path, "s", {}, lambda run_id: f"http://127.0.0.1:5000/#/runs/{run_id}")
+    links = re.findall(r'(?:src|href)="(http[^"]*)"', written["report.html"].read_text())
+    assert links
+    assert all(link.startswith("http://127.0.0.1:5000/#/runs/0123456789abcdef-") for link in links)
+
+
+def test_failed_trials_are_visible_with_the_end_of_their_error_escaped(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "Not in the numbers: 1 of 20 trials." in html
+    assert "RuntimeError: &lt;b&gt;loss &amp; grad&lt;/b&gt; are NaN" in html
+    assert html.count("first line") == 5
+    assert "<b>loss" not in html
+
+
+def test_everything_from_outside_is_escaped(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "my &lt;sweep&gt;" in html
+    assert "&lt;sums&gt;" in html
+    assert "a &amp; b.yaml" in html
+    assert "<sums>" not in html
+
+
+def test_every_leaderboard_row_shows_its_runs(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert html.count(">01234567</span>") == 19  # all finished trials
+    assert 'title="0123456789abcdef-strong_one-minus-p_2"' in html
+
+
+def test_keys_stand_in_where_mlflow_has_no_run(tmp_path: Path) -> None:
+    table = make_table({("weak", "nll"): [0.5], ("weak", "one-minus-p"): [0.6]}, run_ids=False)
+    written = write_report(table, tmp_path, "s", {}, lambda run_id: f"http://x/{run_id}")
+    assert ">weak_one-minus-p_0</span>" in written["report.html"].read_text()
+    assert json.loads(written["report.json"].read_text())["leaderboard"][0]["run_ids"] == [None]
+
+
+def test_json_traces_each_number_to_runs(paths: dict[str, Path]) -> None:
+    numbers = json.loads(paths["report.json"].read_text())
+    for row in numbers["leaderboard"] + numbers["alpha"]:
+        prefix = f"0123456789abcdef-{row['backbone']}_{row['objective']}_"
+        assert row["run_ids"] == [f"{prefix}{seed}" for seed in range(row["n"])]
+    (gain,) = [g for g in numbers["gains"] if (g["backbone"], g["objective"]) == ("weak", "power a=0.5")]
+    assert gain["keys"] == ["weak_nll_0", "weak_nll_1", "weak_power a=0.5_0", "weak_power a=0.5_1"]
+    assert gain["base_keys"] == ["weak_backbone_0"]
+    assert numbers["trials"]["failed"] == 1
+
+
+def test_json_has_null_where_there_is_no_interval(paths: dict[str, Path]) -> None:
+    rows = json.loads(paths["report.json"].read_text())["leaderboard"]
+    assert {(r["low"], r["rank"]) for r in rows if r["objective"] == "backbone"} == {(None, None)}
+
+
+def test_answer_advises_from_weak_to_strong_in_plain_words(paths: dict[str, Path]) -> None:
+    numbers = json.loads(paths["report.json"].read_text())
+    (item,) = answer(numbers["verdicts"], numbers["gains"])
+    assert item["text"] == (
+        "At mean p 0.10 (weak): keep NLL, nothing is certain to be ahead of it; behind it: power a=0.5, one-minus-p. "
+        "At mean p 0.80 (strong): use one-minus-p, ahead of NLL by 0.74."
+    )
+
+
+def test_answer_does_not_advise_on_one_seed_and_sets_unmeasured_backbones_apart(tmp_path: Path) -> None:
+    accuracy: Accuracy = {
+        ("strong", "nll"): [0.2], ("strong", "one-minus-p"): [0.9],
+        ("new", "nll"): [0.3], ("new", "one-minus-p"): [0.8],
+    }  # fmt: skip
+    written = write_report(make_table(accuracy), tmp_path, "s", {})
+    (item,) = json.loads(written["report.json"].read_text())["answers"]
+    advice = "one-minus-p is highest, but one seed decides nothing: add seeds."
+    assert item["text"] == f"At mean p 0.80 (strong): {advice} At unknown mean p (new): {advice}"
+
+
+@pytest.mark.parametrize(
+    "accuracy",
+    [
+        {("weak", "nll"): [None]},
+        {("new", "nll"): [0.1, 0.2], ("new", "one-minus-p"): [0.3, 0.4]},
+        {("weak", "backbone"): [0.1]},
+        {("weak", "one-minus-p"): [0.5]},
+        {("weak", "nll"): [1.0, 1.0], ("weak", "one-minus-p"): [1.0, 1.0]},
+    ],
+    ids=["nothing finished", "mean p unknown", "only the backbone", "no NLL", "no spread"],
+)
+def test_a_report_of_little_is_still_a_report(accuracy: Accuracy, tmp_path: Path) -> None:
+    assert set(write_report(make_table(accuracy), tmp_path, "s", {})) == FILES
+
+
+def test_objectives_are_read_back_from_the_table(table: pd.DataFrame) -> None:
+    assert [o.label for o in objectives_of(table)] == ["nll", "nll p>=0.1", "one-minus-p", "power a=0.5"]
+
+
+def test_an_objective_keeps_its_colour_in_every_figure() -> None:
+    assert colours(["power a=0.5", "one-minus-p"]) == colours(["nll", "one-minus-p", "power a=0.5"])
+    assert len(set(colours(FORMS).values())) == len(FORMS)
