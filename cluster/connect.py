@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ RAY_ENV = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, not only Tune
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,6 +41,8 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    if address is not None:
+        _answers(address)
     try:
         if address is None:
             ray.init(
@@ -56,3 +60,14 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Ray itself would try for minutes; a port that nobody listens on is known at once."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # 'auto' and the like: Ray looks them up
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectError(f"no Ray at {address}: {error.strerror or error}; is the cluster up?") from None

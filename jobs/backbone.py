@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.files import make_dir
 from jobs.hf import import_transformers
@@ -63,6 +63,20 @@ def local_dir(backbone: BackboneSpec, root: Path) -> Path | None:
     return Path(backbone.path) if backbone.path is not None else None
 
 
+def check_hub(backbone: BackboneSpec) -> None:
+    """Ask the hub for the small files of a backbone. Raises BackboneError: no network, no such id, no access."""
+    hf = import_transformers()
+    try:
+        source, options = _source(backbone, Path())
+        hf.AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"backbone '{backbone.name}': cannot get {backbone.hub} from the hub ({reason}); "
+            "check the id, the network and HF_TOKEN, or give a local directory as path"
+        ) from None
+
+
 def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
     """Dequantise a GGUF once into a model directory that every trial loads in a second."""
 
@@ -83,21 +97,36 @@ def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
     return make_dir(target, fill)
 
 
-def load_backbone(backbone: BackboneSpec, root: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model in fp32 on the CPU, in training mode, and its tokenizer with a pad token."""
+def load_backbone(backbone: BackboneSpec, root: Path) -> PreTrainedModel:
+    """The model in fp32 on the CPU, in training mode. Raises BackboneError."""
     import torch
 
     hf = import_transformers()
-    folder = local_dir(backbone, root)
-    source, where = (str(folder), {}) if folder else (backbone.hub, {"revision": backbone.revision or "main"})
+    source, options = _source(backbone, root)
     try:
-        tokenizer = hf.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-        model = hf.AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **where
-        )
+        model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': cannot load {source}: {error}") from error
+    model.config.use_cache = False
+    return model.train()
+
+
+def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBase:
+    """Its tokenizer, with EOS as pad token where it has none. Raises BackboneError."""
+    hf = import_transformers()
+    source, options = _source(backbone, root)
+    try:
+        tokenizer = hf.AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone '{backbone.name}': cannot load the tokenizer of {source}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.use_cache = False
-    return model.train(), tokenizer
+    return tokenizer
+
+
+def _source(backbone: BackboneSpec, root: Path) -> tuple[str, dict[str, Any]]:
+    """What from_pretrained takes: a directory, or a hub id with its revision; never code from either."""
+    folder = local_dir(backbone, root)
+    if folder is not None:
+        return str(folder), {"trust_remote_code": False}
+    return str(backbone.hub), {"trust_remote_code": False, "revision": backbone.revision or "main"}

@@ -191,6 +191,12 @@ class TrainSpec(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
         _exactly_one("train", {"steps": self.steps, "epochs": self.epochs})
+        if self.checkpoint_every % self.log_every:
+            # a checkpoint between two rows would split the means of the next row after a resume
+            example = -(-self.checkpoint_every // self.log_every) * self.log_every
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} is no multiple of log_every {self.log_every}; e.g. {example}"
+            )
         return self
 
     def num_steps(self, num_examples: int) -> int:

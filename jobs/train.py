@@ -2,7 +2,7 @@
 
     train(trial, root, report)
 
-`report(row, save)` takes one record and, when a checkpoint is due, a function that writes this process's shards
+`report(row, save)` takes one record and, where a checkpoint is due, a function that writes this process's shards
 of it into a directory; it answers whether to go on. With N processes each of them calls its own.
 """
 
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from jobs import engine as ds
-from jobs.backbone import load_backbone
+from jobs.backbone import load_backbone, load_tokenizer
 from jobs.data import Encoded, collate, encode, global_batches
 from jobs.evaluate import answer_yardsticks, token_yardsticks
 from jobs.loss import ObjectiveModel
@@ -56,7 +56,7 @@ def _task_data(task: TaskSpec) -> TaskData:
 @lru_cache(maxsize=4)
 def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, root: Path) -> Prepared:
     """Tokenised once per process: the next trial on the same backbone and task finds it here."""
-    _, tokenizer = load_backbone(backbone, root)
+    tokenizer = load_tokenizer(backbone, root)
     data = _task_data(task)
     train, cut = encode(tokenizer, data.train, max_length)
     heldout, _ = encode(tokenizer, data.heldout, max_length)
@@ -74,7 +74,7 @@ def train(
     """
     ds.ensure_process_group()
     torch.manual_seed(trial.seed)
-    model, tokenizer = load_backbone(trial.backbone, root)
+    model, tokenizer = load_backbone(trial.backbone, root), load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
     if trial.objective is None:
         report({"step": 0} | _yardsticks(model, tokenizer, prepared, trial), None)
@@ -119,7 +119,7 @@ def _loop(
         if evaluate:
             row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial)
         save = partial(ds.save, engine, step) if done % spec.checkpoint_every == 0 and not last else None
-        if (row or save) and not report(row or {"step": done}, save) and not last:
+        if row and not report(row, save) and not last:
             return False
     return True
 

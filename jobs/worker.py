@@ -75,13 +75,14 @@ class _Run:
 
     def report(self, row: Row, save: Save | None) -> bool:
         """jobs.train's report: record, checkpoint, and whether to go on, the same answer on every rank."""
-        if save is not None:
-            self._checkpoint(int(row["step"]), save)
         judged = "heldout/nll" in row
         go_on = torch.ones(1)
         if self.rank == 0:
             self.writer.write(row)
             self.last = self.last | row
+        if save is not None:  # after its row: whoever resumes from it does not come past that row again
+            self._checkpoint(int(row["step"]), save)
+        if self.rank == 0:
             if judged:
                 answer = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
                 go_on[0] = float(answer)

@@ -40,7 +40,7 @@ class Cell(tune.Trainable):
         row = message.get("row", {})
         self.over = message["kind"] in ENDS
         return {
-            **{name: row.get(name, float("nan")) for name in YARDSTICKS},
+            **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut")},
             "step": int(row.get("step", 0)),
             "status": message["kind"],
             "error": message.get("error", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,14 +67,23 @@ UI = "Serve the MLflow UI on loopback over the storage's MLflow store. Ctrl-C en
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 1
     except INPUT_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # `sweeper plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends like Ctrl-C: MLflow runs are closed and Ray goes down with us."""
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,7 +216,8 @@ def _write_report(store: Store, sweep: str, uri: str, out: Path | None) -> dict[
     tracking = open_tracking(store, sweep, uri)
     table = results(store, sweep, tracking.run_ids() if tracking else None)
     folder = out or store.sweep_dir(sweep) / "report"
-    paths = write_report(table, folder, sweep, _provenance(store, sweep, uri))
+    mlflow_url = tracking.run_url if tracking and uri.startswith("http") else None
+    paths = write_report(table, folder, sweep, _provenance(store, sweep, uri), mlflow_url)
     if tracking:
         tracking.add_artifacts(folder)
     return paths

@@ -36,9 +36,14 @@ class LanePool:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ask every lane to end after its trial; those that do not within a minute go down with Ray."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ask every lane to end after its trial; those that do not within a minute go down with Ray.
+
+        After an error or Ctrl-C nobody waits: what is under way continues from its checkpoint another time.
+        """
         self.closing.set()
+        if kind is not None:
+            return
         for name in list(self.current.values()):
             ray.get(self.board.close.remote(name))
         for thread in self.threads:

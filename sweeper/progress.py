@@ -33,6 +33,12 @@ class Progress:
             sampled, greedy = result.get("task/accuracy_sampled"), result.get("task/accuracy_greedy")
             score = f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}" if sampled is not None else ""
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
+        cut = result.get("data/train_cut") or 0
+        if cut > 0 and trial.objective is None:  # once a backbone and task: they are the same for all its trials
+            print(
+                f"  {cut:.0f} training examples are longer than train.max_length {trial.train.max_length} and are cut",
+                flush=True,
+            )
 
     def _left(self) -> str:
         since = self.done - self.at_start - 1  # counted from the first end: bringing Ray up is over by then

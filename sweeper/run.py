@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from cluster.connect import connected
 from cluster.resources import lanes_that_fit
-from jobs.backbone import convert_gguf
+from jobs.backbone import check_hub, convert_gguf
 from jobs.pretrain import pretrain
 from jobs.spec import TrialSpec
+from jobs.tasks import load_task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.results import status_of
@@ -18,6 +20,7 @@ from sweeper.store import Store
 from sweeper.tracking import TrackingThread
 
 OVER = ("finished", "stopped")
+TUNE_DIR = "tune"
 
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
@@ -29,8 +32,9 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None) -> int:
     """Train what is not finished yet. Returns the number of trials that failed or did not end."""
     name = plan.spec.settings.name
     with store.lock(name):
-        store.save_plan(name, plan.spec.text, plan.trials, {"source": plan.spec.source, "tracking_uri": uri})
         pending = pending_trials(store, plan)
+        check_inputs(pending)
+        store.save_plan(name, plan.spec.text, plan.trials, {"source": plan.spec.source, "tracking_uri": uri})
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri) as tracking:
             if pending:
@@ -41,6 +45,17 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None) -> int:
                 f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
             )
         return len(pending_trials(store, plan))
+
+
+def check_inputs(trials: list[TrialSpec]) -> None:
+    """Read every task's rows and ask the hub for every backbone before anything is started.
+
+    Raises TaskError or BackboneError.
+    """
+    for task in {trial.task for trial in trials}:
+        load_task(task)
+    for backbone in {trial.backbone for trial in trials if trial.backbone.hub}:
+        check_hub(backbone)
 
 
 def prepare(trials: list[TrialSpec], root: Path) -> None:
@@ -93,7 +108,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> 
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=TUNE_DIR,
                 storage_path=str(store.sweep_dir(settings.name)),
                 verbose=0,
                 callbacks=[_callback(store, say)],
@@ -101,6 +116,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> 
             ),
         )
         tuner.fit()
+    shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
 
 
 def _callback(store: Store, say: Progress) -> Any:

@@ -66,6 +66,10 @@ class Tracking:
         """Trial key -> MLflow run id."""
         return {key: run.info.run_id for key, run in self.runs.items() if key in self.trials}
 
+    def run_url(self, run_id: str) -> str:
+        """Where a tracking server's UI shows a run."""
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
     def sync(self, over: bool = False) -> None:
         """Bring every trial's run up to its folder. `over`: no driver is running, so nothing may stay RUNNING."""
         if not over and self.runs["sweep"].info.status != "RUNNING":

@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
-Sweeper = Callable[..., subprocess.CompletedProcess[str]]
+T = TypeVar("T")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,3 +75,13 @@ def write_spec(folder: Path, **parts: Any) -> Path:
     path = folder / f"{spec['name']}.yaml"
     path.write_text(json.dumps(spec))
     return path
+
+
+def until(what: str, found: Callable[[], T | None], timeout_s: float = 200) -> T:
+    """Wait for a condition."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s} s in vain for {what}")

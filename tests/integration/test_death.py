@@ -4,33 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import pytest
 
 from sweeper.store import Store
 
-from .conftest import ROOT, environment, sweeper, write_spec
+from .conftest import ROOT, environment, sweeper, until, write_spec
 from .test_sweep import points, runs_of
 
-T = TypeVar("T")
 # long enough that a kill lands in the middle
 TRAIN = {"lr": 1e-3, "batch_size": 32, "steps": 240, "max_length": 32, "checkpoint_every": 20, "log_every": 5}
-
-
-def until(what: str, found: Callable[[], T | None], timeout_s: float = 200) -> T:
-    """Wait for a condition."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"waited {timeout_s} s in vain for {what}")
 
 
 def start(spec: Path, storage: Path) -> subprocess.Popen[str]:
@@ -140,6 +126,26 @@ def _train_worker(driver: int) -> int | None:
         if "RayTrainWorker" in " ".join(process.cmdline()):
             return process.pid
     return None
+
+
+def test_ctrl_c_leaves_nothing_running_and_continues(storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, name="stop", train=TRAIN)
+    store = Store(storage)
+    driver = start(spec, storage)
+    try:
+        until("a plan", lambda: "stop" in store.sweeps())
+        until("a checkpoint", lambda: under_way(store, "stop"))
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(timeout=90) == 1
+    finally:
+        driver.kill()
+        driver.wait()
+    assert "the same command continues" in (storage / "driver.log").read_text()
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert "RUNNING" not in {r.info.status for r in runs_of(storage, "stop")}
+    assert sweeper("run", spec, storage=storage).returncode == 0
+    assert {r.info.status for r in runs_of(storage, "stop")} == {"FINISHED"}
 
 
 def test_a_second_driver_is_refused(storage: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
-from jobs.backbone import load_backbone
+from jobs.backbone import load_backbone, load_tokenizer
 from jobs.data import collate, encode, global_batches
 from jobs.engine import learning_rate
 from jobs.spec import TrialSpec
@@ -31,7 +31,7 @@ def trial(stage: int, workers: int, objective: dict[str, Any], precision: str = 
             "seed": 3,
             "train": {
                 "lr": 1e-3, "batch_size": 24, "micro_batch_size": 4, "steps": STEPS, "max_length": 32, "log_every": 4,
-                "zero_stage": stage, "precision": precision, "checkpoint_every": 5,
+                "zero_stage": stage, "precision": precision, "checkpoint_every": 4,
             },
             "evaluation": {"samples": 2, "max_new_tokens": 4, "batch_size": 16},
             "execution": {"workers": workers},
@@ -76,7 +76,7 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
     """The same trial as a dozen lines of plain PyTorch: one process, whole batches, log_softmax, AdamW."""
     assert spec.objective is not None
-    model, tokenizer = load_backbone(spec.backbone, root)
+    model, tokenizer = load_backbone(spec.backbone, root), load_tokenizer(spec.backbone, root)
     data, _ = encode(tokenizer, load_task(spec.task).train, spec.train.max_length)
     optimizer = torch.optim.AdamW(model.parameters(), betas=spec.train.betas, weight_decay=spec.train.weight_decay)
     for step, index in enumerate(global_batches(len(data), spec.seed, spec.train.batch_size, STEPS)):
@@ -108,7 +108,7 @@ def test_every_zero_stage_reaches_the_reference_parameters(backbones: Path, tmp_
     ]
     for stage in (0, 1, 2, 3):
         spec = trial(stage, workers, {"name": "nll"})
-        jobs.append(job(spec, tmp_path / f"half-{stage}", stop_at=5))
+        jobs.append(job(spec, tmp_path / f"half-{stage}", stop_at=4))
         jobs.append(job(spec, tmp_path / f"resumed-{stage}", resume=str(tmp_path / f"half-{stage}" / "checkpoint")))
     jobs.append(job(trial(1, workers, {"name": "nll"}), tmp_path / "again-1"))
     run(tmp_path / "run", backbones, workers, jobs)
@@ -156,3 +156,13 @@ def test_bf16_trains_in_every_zero_stage(backbones: Path, tmp_path: Path, worker
         row = rows(tmp_path / f"bf16-{stage}")[-1]
         assert row["heldout/nll"] == pytest.approx(exact["heldout/nll"], rel=0.02), stage
         assert furthest(weights(tmp_path / f"bf16-{stage}"), weights(tmp_path / "fp32")) < 1e-2
+
+
+def test_pretraining_is_deterministic_and_a_longer_run_passes_through_the_shorter(
+    backbones: Path, tmp_path: Path
+) -> None:
+    from jobs.pretrain import builtin_dir, pretrain
+
+    pretrain(tmp_path, "char-llama", [60, 70])
+    one, two = (load_file(builtin_dir(r, "char-llama", 60) / "model.safetensors") for r in (backbones, tmp_path))
+    assert furthest(one, two) == 0.0

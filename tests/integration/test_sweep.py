@@ -1,7 +1,13 @@
 """A sweep through the command line: real Ray Tune, Ray Train, DeepSpeed and MLflow on a database."""
 
+import contextlib
 import csv
 import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +16,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from jobs.yardsticks import YARDSTICKS
+from sweeper.plan import make_plan
+from sweeper.spec import load_sweep
 from sweeper.store import Store
+from sweeper.tracking import Tracking
 
-from .conftest import sweeper, write_spec
+from .conftest import ROOT, environment, sweeper, until, write_spec
 
 GRID = {
     "backbone": [{"builtin": "char-llama", "pretrain_steps": [0, 60]}],
@@ -183,3 +192,51 @@ def test_no_ray_at_the_address_says_so(storage: Path, tmp_path: Path) -> None:
     done = sweeper("run", write_spec(tmp_path), "--address", "127.0.0.1:1", storage=storage)
     assert done.returncode == 2
     assert "no Ray at 127.0.0.1:1" in done.stderr
+
+
+def test_bad_rows_and_a_hub_out_of_reach_cost_no_compute(storage: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "response": "2"}\n{"prompt": "2+2="}\n')
+    task = {"path": "rows.jsonl"}
+    done = sweeper("run", write_spec(tmp_path, grid={**GRID, "task": [task]}), storage=storage)
+    assert done.returncode == 2
+    assert "rows.jsonl:2: no text in field 'response'; this row has prompt" in done.stderr
+    spec = write_spec(tmp_path, grid={**GRID, "backbone": [{"hub": "no-such-org/no-such-model"}]})
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 2
+    assert "cannot get no-such-org/no-such-model from the hub" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_ui_serves_the_sweep(storage: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    Tracking(_planned(storage), "small", f"sqlite:///{storage / 'mlflow.db'}")
+    command = [sys.executable, "-m", "sweeper", "ui", "--storage", str(storage), "--port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        page = [server.stdout.readline() for _ in range(2)][1]
+        assert f"http://127.0.0.1:{port}/#/experiments/1/runs" in page
+        client = until("the server", lambda: _experiment(f"http://127.0.0.1:{port}"))
+        assert any(tag.startswith("mlflow.sharedViewState.") for tag in client)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _experiment(uri: str) -> dict[str, str] | None:
+    with contextlib.suppress(urllib.error.URLError, ConnectionError):
+        request = f"{uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=small"
+        with urllib.request.urlopen(request) as answer:
+            tags = json.loads(answer.read())["experiment"]["tags"]
+            return {tag["key"]: tag["value"] for tag in tags}
+    return None
+
+
+def _planned(storage: Path) -> Store:
+    """A sweep that is planned and not run."""
+    store = Store(storage)
+    made = make_plan(load_sweep(write_spec(storage)), storage)
+    store.save_plan("small", made.spec.text, made.trials, {"source": "small.yaml", "tracking_uri": ""})
+    return store
