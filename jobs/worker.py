@@ -82,10 +82,9 @@ class _Run:
             self.last = self.last | row
         if save is not None:  # after its row: whoever resumes from it does not come past that row again
             self._checkpoint(int(row["step"]), save)
-        if self.rank == 0:
-            if judged:
-                answer = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
-                go_on[0] = float(answer)
+        if self.rank == 0 and judged:
+            answer = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
+            go_on[0] = float(answer)
         if judged and dist.get_world_size() > 1:
             dist.broadcast(go_on, 0)
         return bool(go_on)

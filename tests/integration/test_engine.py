@@ -115,9 +115,8 @@ def test_every_zero_stage_reaches_the_reference_parameters(backbones: Path, tmp_
 
     for name, objective in (("nll", {"name": "nll"}), ("gated", gated), ("power", {"name": "power", "alpha": 1})):
         expected = reference(trial(0, 1, objective), backbones)
-        start = {
-            n: p.detach() for n, p in load_backbone(trial(0, 1, objective).backbone, backbones)[0].named_parameters()
-        }
+        untrained = load_backbone(trial(0, 1, objective).backbone, backbones)
+        start = {n: p.detach() for n, p in untrained.named_parameters()}
         assert furthest(expected, start) > 1e-3  # it did learn
         for stage in (0, 1, 2, 3):
             assert furthest(weights(tmp_path / f"{name}-{stage}"), expected) < TOLERANCE, (name, stage)
