@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
 
     if address is not None:
         _answers(address)
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -56,6 +58,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConnectError(f"no Ray at {address or 'this machine'}: {error}") from error
+    signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there, which skips ours
     try:
         yield
     finally:
