@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ def serve(config: dict[str, Any]) -> None:
 
     config: board (actor handle, see sweeper/board.py), lane (its name), root (storage), cpus (per worker).
     """
+    threading.Thread(target=_exit_on_abort, args=(config["board"],), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
     rank = ray.train.get_context().get_world_rank()
     for index in itertools.count():
@@ -41,6 +44,12 @@ def serve(config: dict[str, Any]) -> None:
             return
         _Run(config["board"], Path(config["root"]), job, rank).run()
         gc.collect()
+
+
+def _exit_on_abort(board: Any) -> None:
+    """A stopped sweep does not wait for the end of a step, which may be minutes away."""
+    ray.get(board.wait_for_abort.remote())
+    os._exit(1)
 
 
 class _Run:

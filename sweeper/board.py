@@ -25,6 +25,7 @@ class Board:
         self.messages: dict[str, list[Message]] = defaultdict(list)
         self.read: dict[str, int] = defaultdict(int)  # how many messages of a trial were asked for
         self.over: set[str] = set()  # no longer wanted, or at its end
+        self.aborted = False
 
     # Tune's side
 
@@ -71,6 +72,11 @@ class Board:
             return True
         return False
 
+    async def wait_for_abort(self) -> None:
+        """Returns when the sweep is stopped at once."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.aborted)
+
     async def say(self, key: str, message: Message) -> None:
         self.messages[key].append(message)
         await self._wake()
@@ -88,6 +94,11 @@ class Board:
 
     async def close(self, lane: str) -> None:
         self.closing.add(lane)
+        await self._wake()
+
+    async def abort(self) -> None:
+        """All workers are to exit where they are; their trials continue from their checkpoints another time."""
+        self.aborted = True
         await self._wake()
 
     async def lane_ended(self, lane: str, error: str | None, died: bool) -> str | None:

@@ -28,6 +28,7 @@ class LanePool:
         self.board, self.root, self.sweep, self.execution = board, root, sweep, execution
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
         self.closing = threading.Event()
+        self.aborted = False
         self.current: dict[int, str] = {}
         self.threads = [threading.Thread(target=self._slot, args=(i,), daemon=True) for i in range(count)]
 
@@ -39,11 +40,13 @@ class LanePool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Ask every lane to end after its trial; those that do not within a minute go down with Ray.
 
-        After an error or Ctrl-C nobody waits: what is under way continues from its checkpoint another time.
+        After an error or Ctrl-C the workers exit where they are: what is under way continues from its checkpoint
+        another time. The threads must be over before Ray is shut down under them.
         """
         self.closing.set()
         if kind is not None:
-            return
+            self.aborted = True
+            ray.get(self.board.abort.remote())
         for name in list(self.current.values()):
             ray.get(self.board.close.remote(name))
         for thread in self.threads:
@@ -67,7 +70,7 @@ class LanePool:
         except TrainingFailedError as failure:
             error, died = _reason(failure)
         key = ray.get(self.board.lane_ended.remote(name, error, died))
-        if key is not None:
+        if key is not None and not self.aborted:
             TrialFolder(self.root / "trials" / key).add_failure(str(error))
 
     def _trainer(self, name: str) -> TorchTrainer:
