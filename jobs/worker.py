@@ -22,6 +22,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 
 from jobs.record import RowWriter, TrialFolder
 from jobs.spec import TrialSpec
@@ -111,14 +112,16 @@ class _Run:
         self._tell_ray_train(step, target)
 
     def _tell_ray_train(self, step: int, target: Path) -> None:
-        """The shards belong to the trial's folder, not to the lane's run; Ray Train gets a pointer to them."""
-        metrics = {"trial": self.key, "step": step}
-        if self.rank > 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as name:
-            (Path(name) / "pointer.json").write_text(json.dumps(metrics | {"path": str(target)}))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
+        """The shards belong to the trial's folder, not to the lane's run; Ray Train gets a pointer to them.
+
+        ASYNC: a report in step with the controller's poll would hold training up for most of a second.
+        """
+        pointer = None
+        if self.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="pointer-"))  # Ray Train removes it when it is uploaded
+            (folder / "pointer.json").write_text(json.dumps({"trial": self.key, "step": step, "path": str(target)}))
+            pointer = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"trial": self.key, "step": step}, pointer, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 
     def _newest_checkpoint(self) -> Path | None:
         """Chosen by rank 0 for all."""

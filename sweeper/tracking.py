@@ -49,8 +49,7 @@ class Tracking:
     """The writer. Not for use from several processes at once: the sweep's lock sees to that."""
 
     def __init__(self, store: Store, sweep: str, uri: str) -> None:
-        for name, value in MLFLOW_ENV.items():
-            os.environ.setdefault(name, value)
+        _set_environment()
         from mlflow.tracking import MlflowClient
 
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
@@ -191,8 +190,15 @@ class Tracking:
             self.client.log_batch(run_id, metrics=points[start : start + BATCH])
 
 
+def _set_environment() -> None:
+    """MLflow reads these at import: call it before every one."""
+    for name, value in MLFLOW_ENV.items():
+        os.environ.setdefault(name, value)
+
+
 def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
     """None, and a line on stderr, where MLflow cannot be reached: reports are made without it."""
+    _set_environment()
     from mlflow.exceptions import MlflowException
 
     try:
@@ -204,6 +210,7 @@ def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
 
 def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
     """Sweep -> its page in the UI at `server`, for the sweeps of this storage that MLflow knows."""
+    _set_environment()
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -219,6 +226,7 @@ class TrackingThread:
     """The writer beside a running sweep. A server that is down costs no training: what it missed is written later."""
 
     def __init__(self, store: Store, sweep: str, uri: str) -> None:
+        _set_environment()
         self.store, self.sweep, self.uri = store, sweep, uri
         self.stopping = threading.Event()
         self.error: Exception | None = None
