@@ -221,6 +221,7 @@ class EvalSpec(Strict):
     max_new_tokens: Positive = 64
     batch_size: Positive = 64
     seed: int = 0
+    probe_examples: Positive = Field(256, description="training examples behind a backbone's mean p; the first ones")
 
     def identity(self) -> dict[str, Any]:
         return self.model_dump()  # batch_size too: each batch of prompts draws from its own seed
@@ -255,7 +256,7 @@ class TrialSpec(Strict):
             "objective": self.objective.canonical().model_dump(),
             "seed": self.seed,
             "train": self.train.identity(),
-            "evaluation": self.evaluation.identity(),
+            "evaluation": self.evaluation.identity() | {"probe_examples": None},  # only backbones are probed
         }
 
     @property

@@ -35,8 +35,6 @@ Row = dict[str, float]
 Save = Callable[[Path], None]
 Report = Callable[[Row, Save | None], bool]
 
-CAPABILITY_EXAMPLES = 1024  # training examples behind the mean p; the first ones, the same for all trials
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -77,7 +75,8 @@ def train(
     model, tokenizer = load_backbone(trial.backbone, root), load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
     if trial.objective is None:
-        report({"step": 0} | _yardsticks(model, tokenizer, prepared, trial), None)
+        capability = _capability(model, tokenizer, prepared, trial)
+        report({"step": 0} | capability | _yardsticks(model, tokenizer, prepared, trial), None)
         return True
     with ds.engine_for(trial, ObjectiveModel(model, trial.objective.canonical())) as engine:
         complete = _loop(trial, engine, tokenizer, prepared, report, resume_from)
@@ -143,13 +142,21 @@ def _step(trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int) -> torch
     return sums
 
 
+def _capability(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, trial: TrialSpec
+) -> Row:
+    """Mean p of the training set under the model (Eq. 5): the continuum's x axis."""
+    evaluation = trial.evaluation
+    rows = prepared.train[: evaluation.probe_examples]
+    measured = token_yardsticks(model, rows, int(tokenizer.pad_token_id), evaluation.batch_size, "trainset")
+    return {CAPABILITY: measured[CAPABILITY]}
+
+
 def _yardsticks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, trial: TrialSpec
 ) -> Row:
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
-    trainset = token_yardsticks(model, prepared.train[:CAPABILITY_EXAMPLES], pad, evaluation.batch_size, "trainset")
     return {
-        CAPABILITY: trainset[CAPABILITY],
         **token_yardsticks(model, prepared.heldout, pad, evaluation.batch_size, "heldout"),
         **answer_yardsticks(
             model, tokenizer, prepared.heldout, prepared.data.heldout, evaluation, trial.task.answer_marker

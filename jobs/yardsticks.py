@@ -28,5 +28,5 @@ YARDSTICKS: dict[str, Yardstick] = {
 }
 PRIMARY = "task/accuracy_sampled"
 
-# Not a yardstick: how well the training set is predicted. Before training this is Eq. 5, the continuum's x axis.
+# Not a yardstick: how well the backbone predicts the training set before training (Eq. 5), the continuum's x axis.
 CAPABILITY = "trainset/mean_p"

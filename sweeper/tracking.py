@@ -35,7 +35,8 @@ MLFLOW_ENV = {
 ABOUT = """One run a trial, nested below this sweep; the run called *backbone* is the model before training.
 
 - **task/accuracy_sampled**: right answers drawn at T = 1, mean over k draws a prompt; **task/accuracy_greedy**: greedy.
-- **heldout/** and **trainset/**: -log p (nats), mean p and token accuracy of target tokens.
+- **heldout/**: -log p (nats), mean p and token accuracy of held-out target tokens.
+- **trainset/mean_p**, on *backbone* runs: how well the backbone predicts the training set before training.
 - **objective/loss** is the trial's own loss: its scale differs between objectives, so compare nothing by it.
 
 Compare: select runs, *Compare*; or group the table by `objective`. The report is under this run's artifacts."""

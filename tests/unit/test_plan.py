@@ -78,7 +78,7 @@ def test_key_changes_with_whatever_changes_the_result() -> None:
 
 def test_keys_never_change_by_accident() -> None:
     """Recorded results are found by these names: if this fails, raise KEY_VERSION knowingly."""
-    assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_3e4c6e7cfcea"
+    assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_e600681b27f1"
 
 
 def test_overrides_reach_the_cells_they_name_and_no_other() -> None:
