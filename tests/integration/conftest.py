@@ -41,7 +41,7 @@ def storage(backbones: Path, tmp_path: Path) -> Path:
     return root
 
 
-def sweeper(*args: object, storage: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def sweeper(*args: object, storage: Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Call the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "sweeper", *map(str, args), "--storage", str(storage)],
