@@ -165,3 +165,14 @@ def test_pretraining_is_deterministic_and_a_longer_run_passes_through_the_shorte
     pretrain(tmp_path, "char-llama", [60, 70])
     one, two = (load_file(builtin_dir(r, "char-llama", 60) / "model.safetensors") for r in (backbones, tmp_path))
     assert furthest(one, two) == 0.0
+
+
+def test_a_model_directory_trains_like_the_backbone_that_it_holds(backbones: Path, tmp_path: Path) -> None:
+    from jobs.pretrain import builtin_dir
+
+    spec = trial(1, 1, {"name": "nll"})
+    folder = {"path": str(builtin_dir(backbones, "char-llama", 60))}
+    moved = TrialSpec.model_validate(spec.model_dump() | {"backbone": folder})
+    run(tmp_path / "run", backbones, 1, [job(spec, tmp_path / "builtin"), job(moved, tmp_path / "path")])
+    assert rows(tmp_path / "builtin") == rows(tmp_path / "path")
+    assert furthest(weights(tmp_path / "builtin"), weights(tmp_path / "path")) == 0.0

@@ -102,6 +102,21 @@ def test_same_data_elsewhere_is_the_same_trial(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+def test_a_model_directory_is_named_by_its_files(tmp_path: Path) -> None:
+    text = (BASE % "[nll]").replace("{builtin: char-llama, pretrain_steps: [0, 10]}", "{path: model}")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SpecError, match="not a Hugging Face model directory"):
+        make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(SpecError, match=r"no \*.safetensors in .*; other formats are not loaded"):
+        make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True)
+    keys = []
+    for weights in (b"1", b"1", b"2"):
+        (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+        keys.append(make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True).trials[-1].key)
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_missing_data_is_a_note_for_plan_and_an_error_for_run(tmp_path: Path) -> None:
     spec = parse_sweep((BASE % "[nll]").replace("{builtin: addition}", "{path: d.jsonl}"), "t.yaml")
     assert "no file" in make_plan(spec, tmp_path).notes[0]
