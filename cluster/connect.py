@@ -48,7 +48,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     try:
         if address is None:
             ray.init(
-                address="local",  # without it Ray joins whatever cluster was last started on this machine, dead or alive
+                address="local",  # else Ray joins what was last started on this machine, dead or alive
                 num_cpus=num_cpus,
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(timeout=60)
+        last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # ended by signal, the head leaves it behind
+        if last.exists() and last.read_text().endswith(f":{port}"):
+            last.unlink()
         del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
 
 
