@@ -77,7 +77,7 @@ def write_spec(folder: Path, **parts: Any) -> Path:
     return path
 
 
-def until(what: str, found: Callable[[], T | None], timeout_s: float = 200) -> T:
+def until(what: str, found: Callable[[], T | None], timeout_s: float = 600) -> T:
     """Wait for a condition."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
