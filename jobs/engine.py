@@ -68,17 +68,22 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def save(engine: Any, step: int, folder: Path) -> None:
-    """Every rank writes its own shards into `folder`."""
-    engine.save_checkpoint(str(folder), tag=TAG, client_state={"step": step})
+def device() -> torch.device:
+    """Where this process trains."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load(engine: Any, folder: Path) -> int:
-    """Restore model and optimiser; returns the step after which the checkpoint was taken."""
-    path, state = engine.load_checkpoint(str(folder), tag=TAG)
+def save(engine: Any, state: dict[str, Any], folder: Path) -> None:
+    """Every rank writes its own shards into `folder`, with `state` beside them; a frozen reference stays out of it."""
+    engine.save_checkpoint(str(folder), tag=TAG, client_state=state, exclude_frozen_parameters=True)
+
+
+def load(engine: Any, folder: Path) -> dict[str, Any]:
+    """Restore model and optimiser; returns what was saved beside them."""
+    path, state = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     if path is None:
         raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
-    return int(state["step"])
+    return dict(state)
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from jobs.data import IGNORED, Encoded, collate
+from jobs.data import Encoded, collate
 from jobs.hf import import_transformers
-from jobs.loss import target_log_odds
+from jobs.model import target_statistics
 from jobs.spec import EvalSpec
 from jobs.tasks import Example, final_answer
 
@@ -53,6 +53,17 @@ def _measuring(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
+def target_rows(
+    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, batch_size: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """This rank's batches: (number, log-odds of every target token [N], the row of the batch each stands in [N])."""
+    with _measuring(model):
+        for number, index, weight in _my_batches(len(rows), batch_size):
+            measured, row = target_statistics(model, collate([rows[i] for i in index], pad).to(model.device))
+            if weight:
+                yield number, measured.log_odds.cpu(), row.cpu()
+
+
 def token_yardsticks(
     model: PreTrainedModel, rows: Sequence[Encoded], pad: int, batch_size: int, prefix: str
 ) -> dict[str, float]:
@@ -60,13 +71,8 @@ def token_yardsticks(
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
     with _measuring(model):
         for _, index, weight in _my_batches(len(rows), batch_size):
-            batch = collate([rows[i] for i in index], pad).to(model.device)
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
-            target = batch.labels[:, 1:]
-            chosen = target != IGNORED
-            logits, target = logits[chosen], target[chosen]
-            logp = -torch.nn.functional.softplus(-target_log_odds(logits, target)).double()
-            right = (logits.argmax(1) == target).double()
+            measured, _ = target_statistics(model, collate([rows[i] for i in index], pad).to(model.device))
+            logp, right = measured.logp.double(), measured.first.double()
             sums += weight * torch.stack([-logp.sum(), logp.exp().sum(), right.sum(), torch.ones_like(logp).sum()])
     nll, p, right_sum, count = _sum_over_ranks(sums)
     return {

@@ -1,20 +1,21 @@
-"""The objective inside the model's forward: logits -> log p of the target -> loss.
+"""An objective on the target tokens' log-odds: value, gate and pull.
 
 Everything goes through the target's log-odds, gap = z_target - logsumexp(z_others): then
 log p = -softplus(-gap) and log(1 - p) = -softplus(gap) keep all their digits at p -> 0 and p -> 1,
-and the gradient on the logits is bounded for every objective of the table.
+and the gradient on the logits is bounded for every objective of the paper's family with alpha >= 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from jobs.data import IGNORED, Batch
-from jobs.objectives import OBJECTIVES
+from jobs.objectives import Tokens
+from jobs.plugins import objective_named
 from jobs.spec import Gate, ObjectiveSpec
 
 
@@ -26,55 +27,70 @@ def target_log_odds(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, column).squeeze(1) - others
 
 
-def kept_by(gate: Gate | None, logp: Tensor) -> Tensor:
-    """Which tokens the gate trains on, [N] bool: the current model's p against the gate's fixed number."""
-    if gate is None:
-        return torch.ones_like(logp, dtype=torch.bool)
-    p = logp.detach().exp()
-    return p >= gate.at if gate.side == "top" else p <= gate.at
+def log_odds_of(p: float) -> float:
+    """log(p / (1 - p)); -inf at 0, inf at 1."""
+    if p in (0.0, 1.0):
+        return -math.inf if p == 0.0 else math.inf
+    return math.log(p) - math.log1p(-p)
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Per target token, [N]: the objective's value (0 where the gate drops it), log p, kept by the gate."""
+    """Per target token, [N]: the objective's value (0 where the gate drops it), its pull, kept by the gate.
+
+    pull: W_f(p) = -df/d(log-odds), which scales the whole gradient on the token's logits (paper Lemma 3.1)
+    """
 
     value: Tensor
-    logp: Tensor
+    pull: Tensor
     kept: Tensor
 
 
-def token_loss(log_odds: Tensor, objective: ObjectiveSpec) -> TokenLoss:
-    """The objective on the target's log-odds [N]."""
-    logp, log1mp = -softplus(-log_odds), -softplus(log_odds)
-    value = OBJECTIVES[objective.name].loss(logp, log1mp, objective.alpha or 0.0)
-    kept = kept_by(objective.gate, logp)
-    return TokenLoss(torch.where(kept, value, 0.0), logp.detach(), kept)
+@dataclass(frozen=True)
+class BoundObjective:
+    """An objective ready to run: its spec, and its gate's threshold as the target's log-odds.
+
+    Gates compare log-odds, not p: in fp32 p cannot tell 1 - 1e-9 from 1.
+    """
+
+    spec: ObjectiveSpec
+    threshold: float | None = None
+
+    @classmethod
+    def bind(cls, spec: ObjectiveSpec, quantile: float | None = None) -> BoundObjective:
+        """quantile: the log-odds that the gate's quantile stands for, where it has one (jobs/probe.py)."""
+        gate = spec.canonical().gate
+        if gate is None:
+            return cls(spec.canonical())
+        if gate.at is not None:
+            return cls(spec.canonical(), log_odds_of(gate.at))
+        if quantile is None:
+            raise ValueError(f"the gate of {spec.label} stands at a quantile, which has to be measured first")
+        return cls(spec.canonical(), quantile)
+
+    def kept(self, log_odds: Tensor) -> Tensor:
+        """Which tokens the gate trains on, [N] bool: the current model's p against a fixed number."""
+        gate: Gate | None = self.spec.gate
+        if gate is None or self.threshold is None:
+            return torch.ones_like(log_odds, dtype=torch.bool)
+        return log_odds >= self.threshold if gate.side == "top" else log_odds <= self.threshold
+
+    def value(self, log_odds: Tensor, seen: Tokens | None = None) -> Tensor:
+        """The plain formula at log_odds [N], gate left out; differentiable. `seen`: what else the objective reads."""
+        logp, log1mp = -softplus(-log_odds), -softplus(log_odds)
+        tokens = Tokens(logp, log1mp) if seen is None else replace(seen, logp=logp, log1mp=log1mp)
+        return objective_named(self.spec.name).loss(tokens, **self.spec.arguments())
+
+    def __call__(self, log_odds: Tensor, seen: Tokens | None = None) -> TokenLoss:
+        """Value and pull by autograd on the [N] vector alone, detached."""
+        with torch.enable_grad():
+            gap = log_odds.detach().requires_grad_()
+            value = self.value(gap, seen)
+            (slope,) = torch.autograd.grad(value.sum(), gap)
+        kept = self.kept(log_odds)
+        return TokenLoss(torch.where(kept, value.detach(), 0.0), torch.where(kept, -slope, 0.0), kept)
 
 
-def weight(p: Tensor, objective: ObjectiveSpec) -> Tensor:
-    """W_f(p) = -f'(p) p (1 - p) (paper Lemma 3.1), the pull on the target's logit; by autograd, [N] -> [N]."""
-    gap = torch.logit(p.double()).requires_grad_()
-    (grad,) = torch.autograd.grad(token_loss(gap, objective).value.sum(), gap)
-    return -grad
-
-
-class ObjectiveModel(nn.Module):
-    """A causal language model whose forward returns the objective, so that ZeRO-3 sees every parameter's use."""
-
-    def __init__(self, backbone: nn.Module, objective: ObjectiveSpec) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.objective = objective
-
-    def forward(self, batch: Batch, num_targets: int) -> tuple[Tensor, Tensor]:
-        """Loss: sum over this micro-batch / num_targets, the target tokens of the whole step (Eq. 4's mean).
-
-        Second value: [objective sum, kept tokens, sum of p, sum of -log p, tokens], detached, for the record.
-        """
-        logits = self.backbone(input_ids=batch.ids, attention_mask=batch.mask).logits
-        target = batch.labels[:, 1:]
-        chosen = target != IGNORED
-        token = token_loss(target_log_odds(logits[:, :-1][chosen], target[chosen]), self.objective)
-        total = token.value.sum()
-        parts = (total.detach(), token.kept.sum(), token.logp.exp().sum(), -token.logp.sum(), chosen.sum())
-        return total / num_targets, torch.stack([part.double() for part in parts])
+def weight(p: Tensor, objective: ObjectiveSpec, seen: Tokens | None = None) -> Tensor:
+    """W_f(p) = -f'(p) p (1 - p) (paper Lemma 3.1), the pull on the target's logit, [N] -> [N] in float64."""
+    return BoundObjective.bind(objective)(torch.logit(p.double()), seen).pull

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.objectives import OBJECTIVES, canonical
+from jobs.plugins import known_objectives, objective_named, version_of
 from jobs.strict import Strict, nearest
 
 KEY_VERSION = 1  # raised when the meaning of a field changes, so that old results are not taken for new ones
@@ -106,65 +107,143 @@ class TaskSpec(Strict):
 
 
 class Gate(Strict):
-    """Train only on tokens on one side of a probability: top keeps p >= at, bottom keeps p <= at (Eq. 4)."""
+    """Train only on tokens on one side of a probability: top keeps p >= it, bottom keeps p <= it (Eq. 4).
+
+    The probability is absolute (`at`), or a quantile of the backbone's token probabilities on the training set.
+    """
 
     side: Literal["top", "bottom"]
-    at: float
+    at: float | None = Field(None, description="the probability itself")
+    quantile: float | None = Field(None, description="share of the backbone's training tokens below it")
 
     @field_validator("at")
     @classmethod
-    def _probability(cls, value: float) -> float:
-        if not 0 <= value <= 1:
-            raise ValueError(f"a probability between 0 and 1, got {value:g}")
+    def _probability(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value <= 1:
+            percentile = f"; for percentile {value:g} write quantile: {value / 100:g}" if 1 < value <= 100 else ""
+            raise ValueError(f"a probability between 0 and 1, got {value:g}{percentile}")
         return value
+
+    @field_validator("quantile")
+    @classmethod
+    def _share(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value <= 1:
+            percentile = f"; for percentile {value:g} write {value / 100:g}" if 1 < value <= 100 else ""
+            raise ValueError(f"a share between 0 and 1, got {value:g}{percentile}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Gate:
+        _exactly_one("a gate", {"at": self.at, "quantile": self.quantile})
+        return self
 
     @property
     def keeps_all(self) -> bool:
+        """Only an absolute gate can be known to: training moves p across the backbone's own extremes."""
         return (self.side, self.at) in {("top", 0.0), ("bottom", 1.0)}
 
     @property
     def label(self) -> str:
-        return f"p{'>=' if self.side == 'top' else '<='}{self.at:g}"
+        value = f"{self.at:g}" if self.at is not None else f"Q{self.quantile:g}"
+        return f"p{'>=' if self.side == 'top' else '<='}{value}"
 
 
 class ObjectiveSpec(Strict):
-    """A row of the table with its alpha, and a gate or none."""
+    """A row of the table with its numbers, and a gate or none.
+
+    A param of the objective other than alpha is written beside its name: {name: focal, gamma: 2}.
+    """
 
     name: str
     alpha: float | None = None
     gate: Gate | None = None
+    normalisation: Literal["valid", "kept"] = Field(
+        "valid",
+        description="valid: divide by all target tokens of the step (Eq. 4); "
+        "kept: by those that the gate keeps, per micro-batch (the authors' code)",
+    )
+    params: dict[str, float] = Field(default_factory=dict, description="the objective's own numbers, by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_params(cls, data: Any) -> Any:
+        """Collect the numbers that stand beside the name; what is no param is left for the unknown-key check."""
+        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+            return data
+        if data["name"] not in known_objectives():
+            return data  # told below, at the place of the name
+        own = objective_named(data["name"]).params.keys() - {"alpha"}
+        found = {key: data[key] for key in data if key in own}
+        rest = {key: value for key, value in data.items() if key not in own}
+        return rest | ({"params": rest.get("params", {}) | found} if found else {})
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in OBJECTIVES:
-            raise ValueError(f"no objective '{value}';{nearest(value, OBJECTIVES)}")
+        if value not in known_objectives():
+            raise ValueError(f"no objective '{value}';{nearest(value, known_objectives())}")
         return value
 
     @model_validator(mode="after")
-    def _alpha_belongs(self) -> ObjectiveSpec:
-        takes = OBJECTIVES[self.name].takes_alpha
-        if takes and self.alpha is None:
-            raise ValueError(f"{self.name} needs alpha, e.g. alpha: 0.5")
-        if not takes and self.alpha is not None:
-            users = ", ".join(o.name for o in OBJECTIVES.values() if o.takes_alpha)
+    def _params_belong(self) -> ObjectiveSpec:
+        known = objective_named(self.name).params
+        if self.alpha is not None and "alpha" not in known:
+            users = ", ".join(o.name for o in OBJECTIVES.values() if "alpha" in o.params)
             raise ValueError(f"{self.name} has no alpha (those that do: {users})")
+        for name in self.params:
+            if name not in known or name == "alpha":
+                raise ValueError(f"{self.name} has no param '{name}';{nearest(name, known.keys() - {'alpha'})}")
+        for name, param in known.items():
+            value = self.alpha if name == "alpha" else self.params.get(name, param.default)
+            if value is None:
+                raise ValueError(f"{self.name} needs {name}, e.g. {name}: 0.5")
+            if not param.low <= value <= param.high:
+                raise ValueError(f"{name} of {self.name} lies between {param.low:g} and {param.high:g}, got {value:g}")
         return self
+
+    def arguments(self) -> dict[str, float]:
+        """Every param of the objective with its value: what its loss function is called with."""
+        given = self.params | ({"alpha": self.alpha} if self.alpha is not None else {})
+        return {n: float(given.get(n, p.default or 0.0)) for n, p in objective_named(self.name).params.items()}
 
     def canonical(self) -> ObjectiveSpec:
         """The simplest spec that trains identically."""
-        name, alpha = canonical(self.name, self.alpha)
+        name, arguments = canonical(self.name, self.arguments())
         gate = None if self.gate is None or self.gate.keeps_all else self.gate
-        return ObjectiveSpec(name=name, alpha=alpha, gate=gate)
+        if name == "profit" and gate is None:
+            name, gate, arguments = "nll", Gate(side="top", at=arguments["threshold"]), {}
+            gate = None if gate.keeps_all else gate
+        alpha = arguments.pop("alpha", None)
+        return ObjectiveSpec(name=name, alpha=alpha, gate=gate, normalisation=self.normalisation, params=arguments)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether the trial reads what was measured of the backbone on the training set."""
+        return "state" in objective_named(self.name).needs or (self.gate is not None and self.gate.quantile is not None)
+
+    def identity(self) -> dict[str, Any]:
+        """Of the canonical spec: what was there from the start always, what came later only where it is used."""
+        one = self.canonical()
+        gate = one.gate.model_dump(exclude_none=True) if one.gate else None
+        same: dict[str, Any] = {"name": one.name, "alpha": one.alpha, "gate": gate}
+        if one.normalisation != "valid":
+            same["normalisation"] = one.normalisation
+        if (plugin := version_of(one.name)) is not None:
+            same["plugin"] = plugin  # another version may bring another formula
+        return same | ({"params": one.params} if one.params else {})
 
     @property
     def label(self) -> str:
-        """Short and unique: 'nll', 'power a=0.5', 'nll p>=0.2'."""
+        """Short and unique: 'nll', 'power a=0.5', 'nll p>=0.2', 'focal gamma=3'; defaults are left out."""
+        known = objective_named(self.name).params
         parts = [self.name]
         if self.alpha is not None:
             parts.append(f"a={self.alpha:g}")
+        parts += [f"{name}={value:g}" for name, value in self.params.items() if value != known[name].default]
         if self.gate is not None:
             parts.append(self.gate.label)
+        if self.normalisation != "valid":
+            parts.append(self.normalisation)
         return " ".join(parts)
 
 
@@ -252,12 +331,23 @@ class TrialSpec(Strict):
         if self.objective is None:  # nothing is trained: of the training settings only the cut matters
             evaluation = self.evaluation.identity() | {"every": None}
             return who | {"evaluation": evaluation, "max_length": self.train.max_length}
-        return who | {
-            "objective": self.objective.canonical().model_dump(),
-            "seed": self.seed,
-            "train": self.train.identity(),
-            "evaluation": self.evaluation.identity() | {"probe_examples": None},  # only backbones are probed
-        }
+        objective = self.objective.canonical()
+        evaluation = self.evaluation.identity()
+        if not objective.needs_probe:
+            evaluation["probe_examples"] = None
+        cut = {}
+        if objective.normalisation == "kept":  # divides by what stands in each micro-batch of each worker
+            cut = {"workers": self.execution.workers, "micro_batch_size": self.train.micro_batch_size}
+        return (
+            who
+            | cut
+            | {
+                "objective": self.objective.identity(),
+                "seed": self.seed,
+                "train": self.train.identity(),
+                "evaluation": evaluation,
+            }
+        )
 
     @property
     def key(self) -> str:

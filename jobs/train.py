@@ -20,12 +20,16 @@ import torch.distributed as dist
 
 from jobs import engine as ds
 from jobs.backbone import load_backbone, load_tokenizer
+from jobs.capability import Capability
+from jobs.check import check_objective
 from jobs.data import Encoded, collate, encode, global_batches
 from jobs.evaluate import answer_yardsticks, token_yardsticks
-from jobs.loss import ObjectiveModel
-from jobs.spec import BackboneSpec, TaskSpec, TrialSpec
+from jobs.loss import BoundObjective
+from jobs.model import ObjectiveModel
+from jobs.objectives import State
+from jobs.probe import Probe, probe
+from jobs.spec import BackboneSpec, ObjectiveSpec, TaskSpec, TrialSpec
 from jobs.tasks import TaskData, load_task
-from jobs.yardsticks import CAPABILITY
 from jobs.zero import micro_batch_size
 
 if TYPE_CHECKING:
@@ -62,24 +66,37 @@ def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, root: Pat
 
 
 def train(
-    trial: TrialSpec, root: Path, report: Report, resume_from: Path | None = None, model_dir: Path | None = None
+    trial: TrialSpec,
+    root: Path,
+    report: Report,
+    resume_from: Path | None = None,
+    model_dir: Path | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> bool:
     """Run a trial, or measure its backbone where it has no objective. False where `report` ended it early.
 
     root:        the storage root, where prepared backbones lie
     resume_from: a checkpoint directory of this trial; training goes on after its step
     model_dir:   where the trained weights go, if they are wanted
+    facts:       filled with what the record should say of the trial besides its rows
     """
+    facts = {} if facts is None else facts
     ds.ensure_process_group()
     torch.manual_seed(trial.seed)
-    model, tokenizer = load_backbone(trial.backbone, root), load_tokenizer(trial.backbone, root)
+    model, tokenizer = load_backbone(trial.backbone, root).to(ds.device()), load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
-    if trial.objective is None:
-        capability = _capability(model, tokenizer, prepared, trial)
-        report({"step": 0} | capability | _yardsticks(model, tokenizer, prepared, trial), None)
+    spec, pad = trial.objective, int(tokenizer.pad_token_id)
+    probed = probe(trial, root, model, prepared.train, pad) if spec is None or spec.needs_probe else None
+    if spec is None:
+        assert probed is not None
+        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial), None)
         return True
-    with ds.engine_for(trial, ObjectiveModel(model, trial.objective.canonical())) as engine:
-        complete = _loop(trial, engine, tokenizer, prepared, report, resume_from)
+    objective = _bind(spec.canonical(), probed)
+    with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
+        capability = None if probed is None else Capability(probed, engine.device)
+        found = check_objective(engine, prepared.train, pad, capability)
+        facts.update(objective_check=found, gate_at=_gate_at(objective))
+        complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from)
         if model_dir is not None:
             state = ds.full_state_dict(engine)
             if state:
@@ -91,6 +108,7 @@ def train(
 def _loop(
     trial: TrialSpec,
     engine: Any,
+    capability: Capability | None,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     report: Report,
@@ -99,14 +117,23 @@ def _loop(
     spec, rows = trial.train, prepared.train
     num_steps = spec.num_steps(len(rows))
     batches = global_batches(len(rows), trial.seed, spec.batch_size, num_steps)
-    first = 0 if resume_from is None else ds.load(engine, resume_from) + 1
+    first = 0
+    if resume_from is not None:
+        saved = ds.load(engine, resume_from)
+        first = int(saved["step"]) + 1
+        if capability is not None:
+            capability.load(saved["capability"])
     window = _Window(engine.device)
     for step in range(first, num_steps):
         # one seed a step and rank: a resumed trial draws what an uninterrupted one draws
         torch.manual_seed(hash((trial.seed, step, dist.get_rank())) & 0x7FFFFFFF)
         rate = ds.learning_rate(spec, step, num_steps)
         ds.set_learning_rate(engine, rate)
-        window.add(_step(trial, engine, [rows[i] for i in batches[step]], int(tokenizer.pad_token_id)))
+        state = None if capability is None else capability.state(step / num_steps)
+        sums, sequence_nll = _step(trial, engine, [rows[i] for i in batches[step]], int(tokenizer.pad_token_id), state)
+        window.add(sums)
+        if capability is not None:
+            capability.update(sums, sequence_nll)
         done = step + 1
         last = done == num_steps
         evaluate = last or (trial.evaluation.every is not None and done % trial.evaluation.every == 0)
@@ -117,39 +144,48 @@ def _loop(
                 row["train/grad_norm"] = float(norm)
         if evaluate:
             row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial)
-        save = partial(ds.save, engine, step) if done % spec.checkpoint_every == 0 and not last else None
+        save = None
+        if done % spec.checkpoint_every == 0 and not last:
+            beside = {"step": step} | ({"capability": capability.as_dict()} if capability else {})
+            save = partial(ds.save, engine, beside)
         if row and not report(row, save) and not last:
             return False
     return True
 
 
-def _step(trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int) -> torch.Tensor:
-    """One optimiser step over the global batch; this rank takes every world-th micro-batch."""
+def _step(
+    trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int, state: State | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimiser step over the global batch; this rank takes every world-th micro-batch.
+
+    Returns this rank's share of what jobs.model.Measured describes.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     micro = micro_batch_size(trial)
     num_targets = sum(row.num_targets for row in rows)
     cuts = range(rank * micro, len(rows), world * micro)
     # DeepSpeed averages over micro-batches and ranks; the sum over all of them is what Eq. 4 divides
     share = num_targets / (len(cuts) * world)
-    sums = None
+    sums, sequence_nll = [], []
     for start in cuts:
         batch = collate(rows[start : start + micro], pad).to(engine.device)
-        loss, parts = engine(batch, share)
+        loss, *measured = engine(batch, share, state)
         engine.backward(loss)
         engine.step()
-        sums = parts if sums is None else sums + parts
-    assert sums is not None
-    return sums
+        sums.append(measured[0])
+        sequence_nll.append(measured[1])
+    return torch.stack(sums).sum(0), torch.cat(sequence_nll)
 
 
-def _capability(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, trial: TrialSpec
-) -> Row:
-    """Mean p of the training set under the model (Eq. 5): the continuum's x axis."""
-    evaluation = trial.evaluation
-    rows = prepared.train[: evaluation.probe_examples]
-    measured = token_yardsticks(model, rows, int(tokenizer.pad_token_id), evaluation.batch_size, "trainset")
-    return {CAPABILITY: measured[CAPABILITY]}
+def _bind(spec: ObjectiveSpec, probed: Probe | None) -> BoundObjective:
+    """With the gate's quantile looked up in the probe."""
+    share = spec.gate.quantile if spec.gate is not None else None
+    return BoundObjective.bind(spec, probed.quantile(share) if probed is not None and share is not None else None)
+
+
+def _gate_at(objective: BoundObjective) -> float | None:
+    """The gate's threshold as a probability, for the record."""
+    return None if objective.threshold is None else float(torch.tensor(objective.threshold).double().sigmoid())
 
 
 def _yardsticks(
@@ -170,7 +206,7 @@ class _Window:
     """Sums since the last record, kept on the device so that steps need no host sync."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(7, dtype=torch.float64, device=device)
         self.since = time.perf_counter()
 
     def add(self, parts: torch.Tensor) -> None:
@@ -180,12 +216,14 @@ class _Window:
         """The objective's own loss under its own prefix; the rest means the same for every objective."""
         if dist.get_world_size() > 1:
             dist.all_reduce(self.sums)
-        total, kept, p, nll, count = (float(x) for x in self.sums)
+        total, kept, p, nll, count, alpha, first = (float(x) for x in self.sums)
         now = time.perf_counter()
         row = {
             "objective/loss": total / count,
             "train/kept": kept / count,
+            "objective/alpha": alpha / count,
             "train/mean_p": p / count,
+            "train/token_accuracy": first / count,
             "train/nll": nll / count,
             "train/target_tokens_per_s": count / (now - self.since),
         }

@@ -71,13 +71,19 @@ class _Run:
         started = time.perf_counter()
         model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
         resume_from = self._newest_checkpoint()
-        complete = train(self.trial, self.root, self.report, resume_from, model_dir)
+        facts: dict[str, Any] = {}
+        complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts)
         if self.rank == 0:
             took = time.perf_counter() - started
             status = "finished" if complete else "stopped"
             resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
             self.folder.finish(
-                status, train_s=took, step=self.last["step"], workers=dist.get_world_size(), resumed_from=resumed
+                status,
+                train_s=took,
+                step=self.last["step"],
+                workers=dist.get_world_size(),
+                resumed_from=resumed,
+                **facts,
             )
             if complete:
                 self.folder.drop_checkpoints()

@@ -123,9 +123,13 @@ def alpha_figure(curve: pd.DataFrame, yardstick: str = PRIMARY) -> Figure:
 
 
 def weight_figure(objectives: Sequence[ObjectiveSpec]) -> Figure:
-    """W_f(p), how hard each objective pulls on the target's logit (paper Lemma 3.1), with its gate."""
+    """W_f(p), how hard each objective pulls on the target's logit (paper Lemma 3.1), with its gate.
+
+    What an objective reads besides p is held at ordinary numbers: mean p 0.5, an entropy of 1.25 nats, ...
+    """
     import torch
 
+    from jobs.conformance import example_tokens
     from jobs.loss import weight
 
     figure, axes = _canvas(3.9)
@@ -133,13 +137,14 @@ def weight_figure(objectives: Sequence[ObjectiveSpec]) -> Figure:
         return _empty(figure, axes, "No objective has been planned.")
     colour = colours(o.label for o in objectives)
     p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    seen = example_tokens(len(p), torch.float64, mean_p=0.5)
     for objective in sorted(objectives, key=lambda o: (o.gate is not None, o.label)):
         gated = objective.gate is not None
         axes.plot(
-            p.tolist(), weight(p, objective).tolist(), label=objective.label, color=colour[objective.label],
+            p.tolist(), weight(p, objective, seen).tolist(), label=objective.label, color=colour[objective.label],
             linestyle="--" if gated else "-", linewidth=2.2,
         )  # fmt: skip
-        if objective.gate is not None:
+        if objective.gate is not None and objective.gate.at is not None:
             axes.axvline(objective.gate.at, color=colour[objective.label], linewidth=1, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, min(1.25, axes.get_ylim()[1]))  # negative alphas have no bound at p = 0

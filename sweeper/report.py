@@ -95,12 +95,14 @@ def write_report(
 
 
 def objectives_of(table: pd.DataFrame) -> list[ObjectiveSpec]:
-    """The objectives of a tidy table, by label."""
+    """The objectives of a tidy table, by label; a gate at a quantile stands where it was measured first, if it was."""
     found = {}
     for row in table[table["objective"] != BACKBONE].drop_duplicates("objective").to_dict("records"):
-        gate = None if pd.isna(row["gate_side"]) else Gate(side=row["gate_side"], at=row["gate_at"])
-        alpha = None if pd.isna(row["alpha"]) else row["alpha"]
-        found[row["objective"]] = ObjectiveSpec(name=row["name"], alpha=alpha, gate=gate)
+        spec = ObjectiveSpec.model_validate_json(row["objective_spec"])
+        if spec.gate is not None and spec.gate.at is None:
+            gate = None if pd.isna(row["gate_at"]) else Gate(side=spec.gate.side, at=row["gate_at"])
+            spec = spec.model_copy(update={"gate": gate})
+        found[row["objective"]] = spec
     return [found[label] for label in sorted(found)]
 
 

@@ -21,9 +21,10 @@ def status_of(result: dict[str, Any] | None) -> str:
 def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> pd.DataFrame:
     """One row a trial, in plan order.
 
-    Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, gate_side,
-    gate_at, seed, status, error, steps, train_s, mlflow_run_id, base_mean_p (the backbone's mean p on the training set,
-    Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
+    Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
+    (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, error,
+    steps, train_s, mlflow_run_id, base_mean_p (the backbone's mean p on the training set, Eq. 5), every yardstick at
+    the trial's last evaluation, and base/<yardstick> for the backbone.
     """
     import pandas as pd
 
@@ -43,7 +44,8 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "name": objective.name if objective else "backbone",
                 "alpha": objective.alpha if objective else None,
                 "gate_side": gate.side if gate else None,
-                "gate_at": gate.at if gate else None,
+                "gate_at": (gate.at if gate.at is not None else (result or {}).get("gate_at")) if gate else None,
+                "objective_spec": objective.model_dump_json(exclude_defaults=True) if objective else None,
                 "seed": trial.seed,
                 "status": status_of(result),
                 "error": (result or {}).get("error"),

@@ -144,6 +144,10 @@ class Tracking:
             result = folder.result() or {}
             self.client.set_tag(run_id, "sweeper.rows", str(offset))
             self.client.set_tag(run_id, "status", status)
+            if check := result.get("objective_check"):
+                self.client.set_tag(run_id, "objective.digest", check["digest"])
+            if result.get("gate_at") is not None:
+                self.client.set_tag(run_id, "objective.gate_at", str(result["gate_at"]))
             if result.get("error"):
                 self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
             self.client.set_terminated(run_id, wanted, end_time=_ms(result["time"]) if result else None)
@@ -170,6 +174,8 @@ class Tracking:
             "objective": trial.objective_label,
             "alpha": objective.alpha if objective else None,
             "gate": objective.gate.label if objective and objective.gate else None,
+            "normalisation": objective.normalisation if objective else None,
+            **({f"objective.{name}": value for name, value in objective.arguments().items()} if objective else {}),
             "seed": trial.seed if objective else None,
             **(trial.train.model_dump() if objective else {}),
             **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},

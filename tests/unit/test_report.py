@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import CAPABILITY, YARDSTICKS
 from sweeper.figures import colours
 from sweeper.report import answer, objectives_of, write_report
@@ -26,6 +27,13 @@ FILES = {"report.html", "continuum.png", "alpha.png", "weights.png", "trials.csv
 ERROR = "first line\n" * 40 + "RuntimeError: <b>loss & grad</b> are NaN"
 
 
+def spec_json(name: str, alpha: float | None, side: str | None, at: float | None) -> str | None:
+    if name == "backbone":
+        return None
+    gate = {"side": side, "at": at} if side else None
+    return ObjectiveSpec.model_validate({"name": name, "alpha": alpha, "gate": gate}).model_dump_json()
+
+
 def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
     """(backbone, objective) -> accuracy by seed, None: failed. Backbone 'weak' has mean p 0.1, 'strong' 0.8."""
     rows: list[dict[str, Any]] = []
@@ -37,6 +45,7 @@ def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
                 {
                     "key": key, "backbone": backbone, "task": "<sums>", "objective": objective, "name": name,
                     "alpha": alpha, "gate_side": side, "gate_at": at, "seed": seed,
+                    "objective_spec": spec_json(name, alpha, side, at),
                     "status": "failed" if value is None else "finished", "error": ERROR if value is None else None,
                     "steps": 10, "train_s": 1.0, "mlflow_run_id": f"0123456789abcdef-{key}" if run_ids else None,
                     CAPABILITY: 0.5, "base_mean_p": {"weak": 0.1, "strong": 0.8}.get(backbone),

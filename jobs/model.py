@@ -1,0 +1,156 @@
+"""The objective inside the model's forward: hidden states -> fused objective, so that ZeRO-3 sees every use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.data import IGNORED, Batch
+from jobs.deepspeed_import import import_deepspeed
+from jobs.fused import Context, Head, LinearLoss, linear_objective
+from jobs.loss import BoundObjective
+from jobs.objectives import State, Tokens
+from jobs.plugins import objective_named
+from jobs.spec import ObjectiveSpec
+
+
+class HeadError(ValueError):
+    """The model's head does what is not reproduced here; the message names it."""
+
+
+# config field -> how logits follow from it; a model with another way is caught by the check before the first step
+_REFUSED = ("lm_head_multiplier", "dim_model_base", "mup_width_multiplier", "output_multiplier_scale")
+
+
+def head_of(backbone: nn.Module) -> Head:
+    """The head of a causal language model. Raises HeadError where it is more than matrix, bias, scale and softcap."""
+    module: Any = backbone.get_output_embeddings()  # type: ignore[operator]
+    config: Any = backbone.config.get_text_config()  # type: ignore[union-attr, operator]
+    name = type(backbone).__name__
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        raise HeadError(
+            f"{name}: its head is a {type(module).__module__}.{type(module).__name__}, not a plain linear layer; "
+            "leave the head out of LoRA and quantisation"
+        )
+    for field in _REFUSED:
+        if getattr(config, field, None) not in (None, 1, 1.0):
+            raise HeadError(f"{name}: its head uses {field} = {getattr(config, field)}, which is not supported")
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return Head(module.weight, module.bias, scale, float(softcap) if softcap else None)
+
+
+def hidden_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """What the head is applied to, [sequences, tokens, d]."""
+    base: Any = backbone.base_model
+    return base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The target tokens of a batch: hidden states before them [N, d], ids [N], and the row each stands in [N]."""
+
+    hidden: Tensor
+    ids: Tensor
+    row: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, batch: Batch) -> Targets:
+        labels = batch.labels[:, 1:]
+        chosen = labels != IGNORED
+        return cls(hidden[:, :-1][chosen], labels[chosen], chosen.nonzero()[:, 0])
+
+
+def target_statistics(backbone: nn.Module, batch: Batch) -> tuple[LinearLoss, Tensor]:
+    """Log-odds and first choice of every target token, and its row: no gradient, no [tokens, vocabulary] tensor."""
+    targets = Targets.of(hidden_states(backbone, batch), batch)
+    head = head_of(backbone)
+    with gathered(head.weight, head.bias):
+        nll = BoundObjective.bind(ObjectiveSpec(name="nll"))
+        return linear_objective(targets.hidden, head, targets.ids, nll), targets.row
+
+
+@contextmanager
+def gathered(*tensors: Tensor | None) -> Iterator[None]:
+    """Under ZeRO-3, whole parameters for the time of the block; else nothing."""
+    sharded = [t for t in tensors if t is not None and hasattr(t, "ds_id")]
+    if not sharded:
+        yield
+        return
+    with import_deepspeed().zero.GatheredParameters(sharded):
+        yield
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a micro-batch leaves behind, detached.
+
+    sums:         [7] float64: objective, kept tokens, p, -log p, tokens, alpha, first choices; each summed over tokens
+    sequence_nll: [sequences], mean -log p of each sequence's targets
+    """
+
+    sums: Tensor
+    sequence_nll: Tensor
+
+
+class ObjectiveModel(nn.Module):
+    """A causal language model whose forward returns the objective.
+
+    `reference` is the frozen copy of the backbone that some objectives read. It stands in this module, so that
+    ZeRO-3 shards it with the rest.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: BoundObjective) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+        head_of(backbone)  # refuse before training
+        needs = objective_named(objective.spec.name).needs
+        self.reference = copy.deepcopy(backbone).eval().requires_grad_(False) if "reference" in needs else None
+
+    def forward(self, batch: Batch, num_targets: float, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, and the two tensors of Measured (a flat tuple: the engine's hooks look for tensors).
+
+        num_targets: what 'valid' divides the micro-batch's sum by, the share of the step's targets (Eq. 4's mean);
+        'kept' divides by the tokens that the gate keeps in this micro-batch.
+        """
+        targets = Targets.of(hidden_states(self.backbone, batch), batch)
+        context = Context(state, self._reference(batch), targets.row)
+        loss = linear_objective(targets.hidden, head_of(self.backbone), targets.ids, self.objective, context)
+        kept = loss.kept.sum()
+        divisor = num_targets if self.objective.spec.normalisation == "valid" else kept.clamp_min(1)
+        measured = self._measured(loss, targets, state, len(batch.ids))
+        return loss.total / divisor, measured.sums, measured.sequence_nll
+
+    def _reference(self, batch: Batch) -> tuple[Tensor, Head] | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            self.reference.eval()
+            return Targets.of(hidden_states(self.reference, batch), batch).hidden, head_of(self.reference)
+
+    def _measured(self, loss: LinearLoss, targets: Targets, state: State | None, rows: int) -> Measured:
+        logp = loss.logp
+        alpha = _alpha(self.objective.spec, state, logp)
+        parts = (loss.value.sum(), loss.kept.sum(), logp.exp().sum(), -logp.sum(), logp.numel() + 0 * loss.total)
+        sums = torch.stack([part.detach().double() for part in (*parts, alpha * parts[4], loss.first.sum())])
+        count = torch.zeros(rows, device=logp.device).index_add_(
+            0, targets.row, torch.ones_like(logp, dtype=torch.float)
+        )
+        nll = torch.zeros(rows, device=logp.device).index_add_(0, targets.row, -logp.float())
+        return Measured(sums, nll / count.clamp_min(1))
+
+
+def _alpha(spec: ObjectiveSpec, state: State | None, logp: Tensor) -> Tensor:
+    """The alpha in force, for the record: the rule's where one number holds for all tokens, else the spec's or 0."""
+    rule = objective_named(spec.name).alpha
+    if rule is None or state is None or "state" not in objective_named(spec.name).needs:
+        return torch.tensor(spec.alpha or 0.0, device=logp.device)
+    return rule(Tokens(logp, logp, state=state)).to(logp.device)
