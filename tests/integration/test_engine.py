@@ -1,5 +1,6 @@
 """The DeepSpeed engine against plain PyTorch: ZeRO 0 to 3, 1 and 2 workers, accumulation, resume, reuse."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
 from jobs.backbone import load_backbone, load_tokenizer
-from jobs.data import collate, encode, global_batches
+from jobs.data import Batch, collate, encode, global_batches
 from jobs.engine import learning_rate
-from jobs.spec import TrialSpec
+from jobs.hf import import_transformers
+from jobs.objectives import OBJECTIVES
+from jobs.pretrain import char_tokenizer
+from jobs.spec import BackboneSpec, TrialSpec
 from jobs.tasks import load_task
 
 WORKER = Path(__file__).parent / "plain_worker.py"
@@ -73,23 +77,42 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
 
+def token_p(model: Any, batch: Batch) -> torch.Tensor:
+    target = batch.labels[:, 1:]
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+    return logits.softmax(2).gather(2, target.clamp(min=0)[..., None])[..., 0][target >= 0]
+
+
 def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
-    """The same trial as a dozen lines of plain PyTorch: one process, whole batches, log_softmax, AdamW."""
+    """The same trial as a few dozen lines of plain PyTorch: one process, whole batches, textbook formulas, AdamW."""
     assert spec.objective is not None
+    name, gate = spec.objective.name, spec.objective.gate
     model, tokenizer = load_backbone(spec.backbone, root), load_tokenizer(spec.backbone, root)
+    frozen = copy.deepcopy(model)
     data, _ = encode(tokenizer, load_task(spec.task).train, spec.train.max_length)
+    with torch.no_grad():
+        alpha = token_p(model, collate(data[: spec.evaluation.probe_examples], 0)).mean()
     optimizer = torch.optim.AdamW(model.parameters(), betas=spec.train.betas, weight_decay=spec.train.weight_decay)
     for step, index in enumerate(global_batches(len(data), spec.seed, spec.train.batch_size, STEPS)):
         batch = collate([data[i] for i in index], 0)
-        target = batch.labels[:, 1:]
-        logp = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1].log_softmax(2)
-        logp = logp.gather(2, target.clamp(min=0)[..., None])[..., 0][target >= 0]
-        p = logp.exp()
-        value = -logp if spec.objective.name == "nll" else 1 - p
-        if spec.objective.gate is not None:
-            value = value * (p.detach() >= spec.objective.gate.at)
+        p = token_p(model, batch)
+        value = {"nll": -p.log(), "adaptive": (1 - p**alpha) / alpha, "asft": -p.detach() * p.log()}.get(name, 1 - p)
+        if name == "asft":
+            chosen = batch.labels[:, 1:] >= 0
+            logq = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1][chosen].log_softmax(1)
+            with torch.no_grad():
+                ref = frozen(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1][chosen].log_softmax(1)
+            value = value + 0.05 * (ref.exp() * (ref - logq)).sum(1)
+        alpha = 0.9 * alpha + 0.1 * p.detach().mean()
+        kept = torch.ones_like(p) if gate is None else (p.detach() >= gate.at).float()
+        loss = (value * kept).sum() / len(p)
+        if spec.objective.normalisation == "kept":  # the authors' code: each micro-batch by its own kept tokens
+            tokens = [row.num_targets for row in (data[i] for i in index)]
+            cuts = [sum(tokens[i : i + 4]) for i in range(0, len(tokens), 4)]
+            parts = zip((value * kept).split(cuts), kept.split(cuts), strict=True)
+            loss = torch.stack([v.sum() / k.sum() for v, k in parts]).mean()
         optimizer.zero_grad()
-        (value.sum() / len(logp)).backward()
+        loss.backward()
         clip_grad_norm_(model.parameters(), spec.train.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec.train, step, STEPS)
@@ -127,6 +150,72 @@ def test_every_zero_stage_reaches_the_reference_parameters(backbones: Path, tmp_
         assert rows(whole)[-1]["task/accuracy_sampled"] == rows(resumed)[-1]["task/accuracy_sampled"]
     assert furthest(weights(tmp_path / "nll-1"), weights(tmp_path / "again-1")) == 0.0
     assert rows(tmp_path / "nll-1") == rows(tmp_path / "again-1")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_objectives_with_state_reference_and_kept_tokens_reach_the_reference(
+    backbones: Path, tmp_path: Path, workers: int
+) -> None:
+    """adaptive's alpha is global over ranks and micro-batches; ASFT's frozen copy is sharded, and no checkpoint has it."""
+    gated = {"name": "nll", "normalisation": "kept", "gate": {"side": "top", "at": 0.1}}
+    wanted = {"adaptive": {"name": "adaptive"}, "asft": {"name": "asft"}, "kept": gated}
+    cases = [(name, stage) for name in wanted for stage in ((0, 3) if name != "adaptive" else (0, 1, 2, 3))]
+    jobs = [job(trial(stage, workers, wanted[name]), tmp_path / f"{name}-{stage}") for name, stage in cases]
+    for name, stage in (("adaptive", 1), ("asft", 3)):
+        spec, half = trial(stage, workers, wanted[name]), tmp_path / f"half-{name}"
+        jobs.append(job(spec, half, stop_at=4))
+        jobs.append(job(spec, tmp_path / f"resumed-{name}", resume=str(half / "checkpoint")))
+    run(tmp_path / "run", backbones, workers, jobs)
+    expected = {name: reference(trial(0, workers, objective), backbones) for name, objective in wanted.items()}
+    for name, stage in cases:
+        assert furthest(weights(tmp_path / f"{name}-{stage}"), expected[name]) < TOLERANCE, (name, stage)
+    for name, stage in (("adaptive", 1), ("asft", 3)):
+        assert furthest(weights(tmp_path / f"{name}-{stage}"), weights(tmp_path / f"resumed-{name}")) == 0.0, name
+    alphas = [row["objective/alpha"] for row in rows(tmp_path / "adaptive-0")]
+    assert 0 < alphas[0] < 1
+    assert alphas[0] != alphas[-1]
+
+
+def test_every_objective_of_the_table_trains_the_same_in_zero_0_and_3(backbones: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"power": {"alpha": -0.5}, "profit": {"threshold": 0.1}}
+    for_all = {"gate": {"side": "top", "quantile": 0.2}}
+    objectives = {name: {"name": name} | given.get(name, {}) for name in OBJECTIVES} | {
+        "quantile": {"name": "eaft"} | for_all
+    }
+    jobs = [job(trial(s, 2, o), tmp_path / f"{name}-{s}") for name, o in objectives.items() for s in (0, 3)]
+    run(tmp_path / "run", backbones, 2, jobs)
+    for name in objectives:
+        assert furthest(weights(tmp_path / f"{name}-0"), weights(tmp_path / f"{name}-3")) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads_with_a_bias_of_the_body_reach_the_reference(
+    backbones: Path, tmp_path: Path, tied: bool
+) -> None:
+    """A Qwen2 of random weights, as a model directory; tied embeddings get the head's gradient and their own."""
+    hf = import_transformers()
+    torch.manual_seed(0)
+    config = hf.Qwen2Config(
+        vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path / "model"
+    hf.Qwen2ForCausalLM(config).save_pretrained(folder)
+    char_tokenizer().save_pretrained(folder)
+    specs = {
+        stage: trial(stage, 2, {"name": "nll"}).model_copy(
+            update={"backbone": BackboneSpec(path=str(folder), fingerprint=str(tied))}
+        )
+        for stage in (0, 1, 2, 3)
+    }
+    run(tmp_path / "run", backbones, 2, [job(spec, tmp_path / str(stage)) for stage, spec in specs.items()])
+    expected = reference(specs[0], backbones)
+    for stage in specs:
+        got = weights(tmp_path / str(stage))
+        assert {name for name in expected if name not in got} <= {"lm_head.weight"}
+        assert furthest({n: got[n] for n in expected if n in got}, {n: expected[n] for n in expected if n in got}) < (
+            TOLERANCE
+        ), stage
 
 
 def test_a_fresh_process_reproduces_a_used_one_bit_for_bit(backbones: Path, tmp_path: Path) -> None:
