@@ -1,9 +1,10 @@
 """A whole training step, ours beside Hugging Face Trainer and TRL: python benchmarks/train_step.py [--json]
 
-Same model (a Llama of SmolLM2-135M's shape, random weights), same sequences, fp32 on a CPU and bf16 on CUDA, AdamW, clip 1.0,
-no gradient checkpointing. Each candidate trains in a process of its own, in turn, for some rounds; a step's time is
-the median after the first two, a ratio the median over rounds of (tokens a second / Trainer's in the same round).
-Memory is the peak beyond what the process held before the model was made. TRL where it is installed (pip install trl).
+Same model (a Llama of SmolLM2-135M's shape, random weights), same sequences, fp32 on a CPU and bf16 on CUDA, AdamW,
+clip 1.0, no gradient checkpointing. Each candidate trains in a process of its own, in turn, for some rounds; a step's
+time is the median after the first two, a ratio the median over rounds of (tokens a second / Trainer's in the same
+round). Memory is the peak beyond what the process held before the model was made. TRL where it is installed (pip
+install trl).
 """
 
 import argparse
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +156,7 @@ def child(args: argparse.Namespace) -> None:
     import_transformers()
     before = resident_mb()
     who, loss = args.child.split()
-    work: Callable[[], list[float]]
-    if who == "ours":
-        work = lambda: ours(args, loss)  # noqa: E731
-    else:
-        work = lambda: theirs(args, None if who == "Trainer" else loss)  # noqa: E731
-    times = work()
+    times = ours(args, loss) if who == "ours" else theirs(args, None if who == "Trainer" else loss)
     print("RESULT " + json.dumps({"seconds": statistics.median(times[2:]), "peak_mb": peak_mb() - before}))
 
 

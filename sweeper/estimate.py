@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from jobs.backbone import BackboneError, gguf_file, local_dir
+from jobs.plugins import objective_named
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
 from jobs.spec import BackboneSpec, TaskSpec, TrialSpec
 from jobs.tasks import TaskError, load_task
@@ -20,6 +21,7 @@ CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokeni
 CPU_FLOPS = 15e9  # a core, fp32, sustained in small GEMMs
 GPU_FLOPS = 200e12  # a GPU, bf16, sustained
 STEP_S = 0.02  # engine and Python, a step
+LOGITS_BYTES = 256 << 20  # jobs/fused.py's CHUNK_BYTES, which cannot be imported without torch
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Estimate:
 
 
 def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
-    """tokens: prompt and response tokens seen in training. memory: weights, gradients, AdamW, logits of one worker."""
+    """tokens: prompt and response tokens seen in training.
+
+    memory, of one worker: weights, gradients, AdamW, a chunk of logits, activations, a frozen copy where read.
+    """
     shape = _model_shape(trial.backbone, root)
     try:
         examples, length = _task_size(trial.task, trial.backbone.builtin is not None)
@@ -49,8 +54,11 @@ def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     stage = trial.train.zero_stage
     per_param = 4 / (shards if stage == 3 else 1) + 4 / (shards if stage >= 2 else 1) + 8 / shards
     rows = micro_batch_size(trial) * length
-    # logits, their fp32 copy and gradient; some 34 bytes a token, layer and hidden unit of activations
-    memory = params * per_param + rows * (3 * 4 * shape.vocab + 34 * shape.layers * shape.hidden)
+    if trial.objective is not None and "reference" in objective_named(trial.objective.name).needs:
+        per_param += 4 / (shards if stage == 3 else 1)
+    # one chunk of fp32 logits; the head's gradient once more; some 34 bytes a token, layer and hidden unit
+    logits = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden
+    memory = params * per_param + logits + rows * 34 * shape.layers * shape.hidden
     if measured is not None:
         return Estimate(tokens, round(memory), measured, "measured")
     gpus = execution.gpus_per_worker * execution.workers

@@ -156,7 +156,7 @@ def test_every_zero_stage_reaches_the_reference_parameters(backbones: Path, tmp_
 def test_objectives_with_state_reference_and_kept_tokens_reach_the_reference(
     backbones: Path, tmp_path: Path, workers: int
 ) -> None:
-    """adaptive's alpha is global over ranks and micro-batches; ASFT's frozen copy is sharded, and no checkpoint has it."""
+    """adaptive's alpha is global over ranks and micro-batches; no checkpoint has ASFT's frozen copy."""
     gated = {"name": "nll", "normalisation": "kept", "gate": {"side": "top", "at": 0.1}}
     wanted = {"adaptive": {"name": "adaptive"}, "asft": {"name": "asft"}, "kept": gated}
     cases = [(name, stage) for name in wanted for stage in ((0, 3) if name != "adaptive" else (0, 1, 2, 3))]

@@ -13,6 +13,7 @@ from jobs.fused import Context, Head, LinearLoss
 from jobs.loss import BoundObjective
 from jobs.objectives import OBJECTIVES, State
 from jobs.spec import ObjectiveSpec
+from sweeper import estimate
 
 N, D, V = 37, 8, 50
 
@@ -25,7 +26,13 @@ SPECS = [
     ObjectiveSpec(name="asft", gate={"side": "top", "at": 0.02}),
     ObjectiveSpec(name="eaft", gate={"side": "bottom", "at": 0.5}),
 ]
-HEADS = [{}, {"scale": 0.5}, {"softcap": 3.0}, {"scale": 2.0, "softcap": 3.0}]
+EXACT = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+CASES: list[tuple[torch.dtype, dict[str, float]]] = [
+    *((dtype, {}) for dtype in EXACT),
+    (torch.float64, {"scale": 0.5}),
+    (torch.float64, {"softcap": 3.0}),
+    (torch.bfloat16, {"scale": 2.0, "softcap": 3.0}),
+]
 
 
 def state(mean_p: float = 0.4) -> State:
@@ -60,14 +67,10 @@ def far(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).norm() / want.norm().clamp_min(1e-12)).item()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str
-)
-@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize(("dtype", "head"), CASES, ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
-def test_equals_the_plain_formula(
-    spec: ObjectiveSpec, head: dict[str, float], dtype: torch.dtype, tolerance: float
-) -> None:
+def test_equals_the_plain_formula(spec: ObjectiveSpec, dtype: torch.dtype, head: dict[str, float]) -> None:
+    tolerance = EXACT[dtype]
     case = Case(dtype, **head)
     got, got_grads = case.run(fused, spec, chunk_bytes=4 * V * 10)  # several chunks, the last one short
     want, want_grads = case.run(reference, spec)
@@ -215,3 +218,7 @@ def test_second_backward_is_refused() -> None:
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward"):
         total.backward()
+
+
+def test_the_plan_estimates_the_chunk_that_is_used() -> None:
+    assert estimate.LOGITS_BYTES == fused.CHUNK_BYTES
