@@ -139,13 +139,14 @@ class ObjectiveModel(nn.Module):
     def _measured(self, loss: LinearLoss, targets: Targets, state: State | None, rows: int) -> Measured:
         logp = loss.logp
         alpha = _alpha(self.objective.spec, state, logp)
-        parts = (loss.value.sum(), loss.kept.sum(), logp.exp().sum(), -logp.sum(), logp.numel() + 0 * loss.total)
-        sums = torch.stack([part.detach().double() for part in (*parts, alpha * parts[4], loss.first.sum())])
-        count = torch.zeros(rows, device=logp.device).index_add_(
+        count = torch.ones_like(logp).sum()
+        parts = (loss.value.sum(), loss.kept.sum(), logp.exp().sum(), -logp.sum(), count)
+        sums = torch.stack([part.detach().double() for part in (*parts, alpha * count, loss.first.sum())])
+        tokens = torch.zeros(rows, device=logp.device).index_add_(
             0, targets.row, torch.ones_like(logp, dtype=torch.float)
         )
         nll = torch.zeros(rows, device=logp.device).index_add_(0, targets.row, -logp.float())
-        return Measured(sums, nll / count.clamp_min(1))
+        return Measured(sums, nll / tokens.clamp_min(1))
 
 
 def _alpha(spec: ObjectiveSpec, state: State | None, logp: Tensor) -> Tensor:

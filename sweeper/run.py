@@ -28,13 +28,14 @@ def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
     return [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
 
 
-def run_sweep(plan: Plan, store: Store, uri: str, address: str | None) -> int:
+def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path) -> int:
     """Train what is not finished yet. Returns the number of trials that failed or did not end."""
     name = plan.spec.settings.name
     with store.lock(name):
         pending = pending_trials(store, plan)
         check_inputs(pending)
-        store.save_plan(name, plan.spec.text, plan.trials, {"source": plan.spec.source, "tracking_uri": uri})
+        facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
+        store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri) as tracking:
             if pending:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,6 @@ class Store:
                 held.seek(0)
                 raise StoreError(f"sweep '{name}' is being run already ({held.read().strip()})") from None
             held.truncate(0)
-            held.write(f"process {os.getpid()}")
+            held.write(f"process {os.getpid()} on {socket.gethostname()}")
             held.flush()
             yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from sweeper.estimate import estimate, measured_seconds
 from sweeper.plan import Plan
 from sweeper.results import status_of
-from sweeper.store import Store
+from sweeper.store import Store, StoreError
 
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
@@ -109,6 +111,28 @@ def print_status(facts: dict[str, Any]) -> None:
             print(f"\nfailed: {trial['key']} at step {trial['step']:g}\n{trial['error']}")
         elif trial["status"] == "unfinished" and trial["step"]:
             print(f"under way: {trial['key']} at step {trial['step']:g} of {trial['steps'] or '?'}")
+
+
+def trial_log(store: Store, sweep: str, trial: str, follow: bool) -> Iterator[str]:
+    """A line a recorded row, then the failures; with `follow` until the trial is over. Raises StoreError."""
+    found = [key for key in store.trials(sweep) if key.startswith(trial)]
+    if len(found) != 1:
+        what = "no trial" if not found else f"{len(found)} trials"
+        raise StoreError(f"{what} of '{sweep}' begin with '{trial}'; sweeper status {sweep} --json names them")
+    folder, offset = store.trial(found[0]), 0
+    while True:
+        over = folder.result() is not None
+        rows, offset = folder.rows_from(offset)
+        for row in rows:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
+            yield f"{when}  " + "  ".join(f"{k} {v:.6g}" for k, v in row.items() if k != "time")
+        if over or not follow:
+            break
+        time.sleep(0.5)
+    for failure in folder.failures():
+        yield f"failed: {failure['error'].strip()}"
+    if result := folder.result():
+        yield f"{result['status']}" + (f": {result['error']}" if result.get("error") else "")
 
 
 def _print_columns(rows: list[tuple[str, ...]]) -> None:

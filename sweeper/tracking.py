@@ -175,7 +175,7 @@ class Tracking:
             "alpha": objective.alpha if objective else None,
             "gate": objective.gate.label if objective and objective.gate else None,
             "normalisation": objective.normalisation if objective else None,
-            **({f"objective.{name}": value for name, value in objective.arguments().items()} if objective else {}),
+            **({f"objective.{name}": value for name, value in objective.params.items()} if objective else {}),
             "seed": trial.seed if objective else None,
             **(trial.train.model_dump() if objective else {}),
             **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},

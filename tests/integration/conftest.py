@@ -2,10 +2,14 @@
 
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,3 +89,57 @@ def until(what: str, found: Callable[[], T | None], timeout_s: float = 600) -> T
             return value
         time.sleep(0.05)
     raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+
+
+def free_port() -> int:
+    """Above the ports of Ray's workers and below the ephemeral ones, which Ray's own processes take meanwhile."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """address: Ray's; api: the Jobs API's; secret: the environment that gets in."""
+
+    address: str
+    api: str
+    secret: dict[str, str]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    """A head node with two CPUs, its own token; gone with the test."""
+    token = tmp_path / "token"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    port, dashboard = free_port(), free_port()
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", "--disable-usage-stats",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment() | secret, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until("the head", lambda: answers(port) and answers(dashboard), timeout_s=120)
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", secret)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # ended by signal, the head leaves it behind
+        if last.exists() and last.read_text().endswith(f":{port}"):
+            last.unlink()
