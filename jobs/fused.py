@@ -152,8 +152,7 @@ class _Work:
         self.call, self.bias = call, bias
         self.row = objective_named(call.objective.spec.name)
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        # only CUDA multiplies bf16 into fp32; elsewhere the head is widened once a call
-        self.low = hidden.dtype == torch.bfloat16 and hidden.is_cuda
+        self.low = _stays_narrow(hidden)
         self.hidden = hidden
         self.weight = weight if self.low else weight.to(self.dtype)
         device = hidden.device
@@ -228,10 +227,7 @@ class _Work:
 
     def _logits_of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, out: Tensor) -> Tensor:
         """[n, V] in fp32, into `out`."""
-        if hidden.dtype == torch.bfloat16 and hidden.is_cuda:
-            torch.mm(hidden, weight.t(), out_dtype=torch.float32, out=out)
-        else:
-            torch.mm(hidden, weight.t(), out=out)
+        _mm(hidden, weight.t(), out)
         if bias is not None:
             out.add_(bias.to(out.dtype))
         if head.scale != 1.0:
@@ -289,16 +285,23 @@ class _Work:
             self.d_bias.addmv_(e.t(), rate.squeeze(1))
         low = e.to(torch.bfloat16) if self.low else e
         if self.d_hidden is not None:
-            back = torch.mm(low, self.weight, out_dtype=torch.float32) if self.low else torch.mm(low, self.weight)
-            self.d_hidden[into] = back.mul_(rate).to(self.d_hidden.dtype)
+            self.d_hidden[into] = _mm(low, self.weight).mul_(rate).to(self.d_hidden.dtype)
         if self.d_weight is not None:
-            scaled = hidden * rate.to(hidden.dtype)
-            if self.low:
-                part = torch.mm(low.t(), scaled, out_dtype=torch.float32)
-                self.d_weight = self.d_weight.add_(part) if self.d_weight_started else part
-            else:
-                self.d_weight.addmm_(low.t(), scaled, beta=float(self.d_weight_started))
+            self._accumulate_weight(low, hidden * rate.to(hidden.dtype))
             self.d_weight_started = True
+
+    def _accumulate_weight(self, e: Tensor, scaled: Tensor) -> None:
+        assert self.d_weight is not None
+        started = float(self.d_weight_started)
+        if not self.low:
+            self.d_weight.addmm_(e.t(), scaled, beta=started)
+            return
+        # the product leaves the GEMM in fp32, a block of the vocabulary at a time: it is as large as its block
+        step = max(1, self.call.chunk_bytes // (4 * scaled.shape[1]))
+        for block in range(0, e.shape[1], step):
+            part = slice(block, block + step)
+            product = _mm(e[:, part].t(), scaled)
+            self.d_weight[part] = self.d_weight[part].add_(product) if started else product
 
     def _reference(self, part: slice, target: Tensor, z: Tensor) -> _Reference | None:
         """What the frozen backbone says of these tokens; z: the model's own logits, before they are changed."""
@@ -337,6 +340,20 @@ class _Reference:
 
 
 _NLL: BoundObjective
+
+
+def _stays_narrow(hidden: Tensor) -> bool:
+    """Only CUDA multiplies bf16 into fp32; elsewhere hidden states and head are widened first."""
+    return hidden.dtype == torch.bfloat16 and hidden.is_cuda
+
+
+def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b, in fp32 out of bf16 operands: rounding a logit to bf16 would move tokens across a gate."""
+    if a.dtype != torch.bfloat16:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a.float(), b.float(), out=out)
 
 
 def _top_entropy(z: Tensor) -> Tensor:

@@ -86,6 +86,20 @@ def test_equals_the_plain_formula(spec: ObjectiveSpec, dtype: torch.dtype, head:
         assert far(mine, plain) < tolerance
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
+def test_the_path_of_bf16_on_cuda_with_its_products_made_here(
+    spec: ObjectiveSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything of that path but the GEMM itself, which only CUDA has: bf16 operands all through, fp32 results."""
+    monkeypatch.setattr(fused, "_stays_narrow", lambda hidden: hidden.dtype == torch.bfloat16)
+    case = Case(torch.bfloat16)
+    got, got_grads = case.run(fused, spec, chunk_bytes=4 * V * 10)
+    want, want_grads = case.run(reference, spec)
+    assert far(got.value, want.value) < 2e-5 * (15 if spec.alpha == 10 else 1)
+    for mine, plain in zip(got_grads, want_grads, strict=True):
+        assert far(mine, plain) < 2e-2
+
+
 @pytest.mark.parametrize("rows", [1, 7, 10**6])
 @pytest.mark.parametrize("name", ["nll", "asft", "adaptive-sequence"])
 def test_chunking_changes_nothing(rows: int, name: str) -> None:

@@ -21,7 +21,7 @@ from jobs.spec import ObjectiveSpec
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CONTEXT: dict[str, float] = json.loads((VECTORS / "context.json").read_text())
-ROWS = list(csv.DictReader((VECTORS / "objectives.csv").open()))
+ROWS = list(csv.DictReader((VECTORS / "objectives.csv").read_text().splitlines()))
 GROUPS: dict[str, list[dict[str, str]]] = {}
 for _row in ROWS:
     GROUPS.setdefault(f"{_row['objective']} {_row['params']}", []).append(_row)
