@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Told apart by colour-blind readers too: Okabe and Ito's colours without the pale yellow, then Paul Tol's muted ones.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99")
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
+    "#7F3B08", "#1B7837", "#762A83", "#B2182B", "#2166AC", "#E08214", "#5AAE61", "#C994C7", "#8C510A", "#01665E",
+    "#DE77AE", "#7FBC41", "#4D4D4D", "#F46D43",
+)  # fmt: skip
 FIXED = {NLL: "#333333", BACKBONE: "#9A9A9A"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK, GRID, NOTE = "#222222", "#E3E3E3", "#666666"

@@ -53,7 +53,7 @@ def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
 def test_submit_follow_stop_resume(client: Client, storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path, name="far",
-        train={"lr": 1e-3, "batch_size": 32, "steps": 500, "max_length": 32, "checkpoint_every": 10},
+        train={"lr": 1e-3, "batch_size": 32, "steps": 1000, "max_length": 32, "checkpoint_every": 10},
     )  # fmt: skip
     assert "no Ray token" in client("submit", spec, secret=False, code=2).stderr
     outside = write_spec(tmp_path, name="outside")
@@ -75,14 +75,13 @@ def test_submit_follow_stop_resume(client: Client, storage: Path, tmp_path: Path
     status = client.facts("status", "far", code=1)
     assert not status["done"]
     assert any(t["step"] >= 20 for t in status["trials"])
-    assert "far: 3 trials, 0 done before" in client("logs", "far").stdout
-    key = next(f.key for f in trials(store) if f.rows() and f.spec().objective is not None)
-    assert "train/nll" in client("logs", "far", key).stdout
-
     assert "far: stopped" in client("stop", "far").stdout
     assert mlflow_statuses(storage, "far") <= {"KILLED", "FINISHED"}
     until("the job's end", lambda: client.facts("list")[0]["status"] != "RUNNING")
     assert "far: not running" in client("stop", "far").stdout
+    assert "far: 3 trials, 0 done before" in client("logs", "far").stdout
+    key = next(f.key for f in trials(store) if f.rows() and f.spec().objective is not None)
+    assert "train/nll" in client("logs", "far", key).stdout
     kept = [f.key for f in trials(store) if f.result() is None and f.checkpoints()]
     assert kept  # it was stopped in the middle
 
@@ -94,7 +93,7 @@ def test_submit_follow_stop_resume(client: Client, storage: Path, tmp_path: Path
     assert {r["status"] for r in results} == {"finished"}
     assert any(r.get("resumed_from") for r in results)
     assert mlflow_statuses(storage, "far") == {"FINISHED"}
-    assert client.facts("report", "far")["sweep"] == "far"
+    assert len(client.facts("report", "far")["leaderboard"]) == 3
     assert [job["status"] for job in client.facts("list")] == ["STOPPED", "SUCCEEDED"] or [
         job["status"] for job in client.facts("list")
     ] == ["FAILED", "SUCCEEDED"]
