@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one gives the steadiest ratios")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("TOKENS", "HIDDEN", "VOCABULARY"))
+    parser.add_argument("--few", action="store_true", help="fewer objectives, as for the large CPU shape")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -225,7 +226,8 @@ def main() -> None:
     results = []
     for shape in shapes:
         large = args.device == "cpu" and math.prod(shape) * 3 > LARGE
-        results.append(measure(shape, args.device, min(2, args.rounds) if large else args.rounds, every=not large))
+        rounds = min(2, args.rounds) if large else args.rounds
+        results.append(measure(shape, args.device, rounds, every=not (large or args.few)))
         if not args.json:
             for label, row in results[-1]["rows"].items():
                 print(f"  {label:42}{row['ratio']:7.2f}x {row['seconds']:9.3f} s {row['transient_mb']:9.0f} MB")

@@ -186,6 +186,17 @@ def test_the_probe_is_measured_once_and_its_quantile_sets_the_gate(backbones: Pa
     assert len(list((root / "probes").iterdir())) == 1
 
 
+def test_a_sure_model_and_a_kl_of_zero_are_no_mismatch(tmp_path: Path) -> None:
+    """At the start ASFT's KL is 0: what fp32 makes of it is rounding, next to losses that are tiny themselves."""
+    from jobs.pretrain import pretrain
+
+    pretrain(tmp_path, "char-llama", [400])
+    spec = trial({"name": "asft"})
+    sure = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"pretrain_steps": 400})})
+    check = run(sure, tmp_path)[1]["objective_check"]
+    assert check["loss"] == pytest.approx(check["reference"], abs=1e-3)
+
+
 def test_a_quantile_is_a_tokens_own_value() -> None:
     found = Probe(0.5, 1.0, np.array([-2.0, -1.0, 0.0, 1.0], dtype=np.float32))
     assert [found.quantile(q) for q in (0.0, 0.25, 0.26, 0.5, 1.0)] == [-2.0, -2.0, -1.0, -1.0, 1.0]
