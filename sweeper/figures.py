@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
@@ -126,7 +126,7 @@ def alpha_figure(curve: pd.DataFrame, yardstick: str = PRIMARY) -> Figure:
     return figure
 
 
-def weight_figure(objectives: Sequence[ObjectiveSpec]) -> Figure:
+def weight_figure(objectives: Mapping[str, ObjectiveSpec]) -> Figure:
     """W_f(p), how hard each objective pulls on the target's logit (paper Lemma 3.1), with its gate.
 
     What an objective reads besides p is held at ordinary numbers: mean p 0.5, an entropy of 1.25 nats, ...
@@ -139,17 +139,17 @@ def weight_figure(objectives: Sequence[ObjectiveSpec]) -> Figure:
     figure, axes = _canvas(3.9)
     if not objectives:
         return _empty(figure, axes, "No objective has been planned.")
-    colour = colours(o.label for o in objectives)
+    colour = colours(objectives)
     p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     seen = example_tokens(len(p), torch.float64, mean_p=0.5)
-    for objective in sorted(objectives, key=lambda o: (o.gate is not None, o.label)):
+    for name, objective in sorted(objectives.items(), key=lambda item: (item[1].gate is not None, item[0])):
         gated = objective.gate is not None
         axes.plot(
-            p.tolist(), weight(p, objective, seen).tolist(), label=objective.label, color=colour[objective.label],
+            p.tolist(), weight(p, objective, seen).tolist(), label=name, color=colour[name],
             linestyle="--" if gated else "-", linewidth=2.2,
         )  # fmt: skip
         if objective.gate is not None and objective.gate.at is not None:
-            axes.axvline(objective.gate.at, color=colour[objective.label], linewidth=1, linestyle=":")
+            axes.axvline(objective.gate.at, color=colour[name], linewidth=1, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, min(1.25, axes.get_ylim()[1]))  # negative alphas have no bound at p = 0
     axes.set_xlabel("p, the model's probability of the target token")

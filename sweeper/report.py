@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.files import write_text
-from jobs.objectives import OBJECTIVES
+from jobs.plugins import objective_named
 from jobs.spec import Gate, ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED, OPEN
@@ -71,8 +71,8 @@ def write_report(
         counts=counts,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
-        colours=colours(o.label for o in objectives),
-        formulas=[(o, OBJECTIVES[o.name]) for o in objectives],
+        colours=colours(objectives),
+        formulas=[(label, o, objective_named(o.name)) for label, o in objectives.items()],
         problems=problems,
         facts=facts,
         quantity=quantity(PRIMARY),
@@ -94,7 +94,7 @@ def write_report(
     return paths
 
 
-def objectives_of(table: pd.DataFrame) -> list[ObjectiveSpec]:
+def objectives_of(table: pd.DataFrame) -> dict[str, ObjectiveSpec]:
     """The objectives of a tidy table, by label; a gate at a quantile stands where it was measured first, if it was."""
     found = {}
     for row in table[table["objective"] != BACKBONE].drop_duplicates("objective").to_dict("records"):
@@ -103,7 +103,7 @@ def objectives_of(table: pd.DataFrame) -> list[ObjectiveSpec]:
             gate = None if pd.isna(row["gate_at"]) else Gate(side=spec.gate.side, at=row["gate_at"])
             spec = spec.model_copy(update={"gate": gate})
         found[row["objective"]] = spec
-    return [found[label] for label in sorted(found)]
+    return {label: found[label] for label in sorted(found)}
 
 
 def answer(verdicts: list[Row], gains: list[Row]) -> list[dict[str, str]]:

@@ -177,9 +177,22 @@ def test_a_report_of_little_is_still_a_report(accuracy: Accuracy, tmp_path: Path
 
 
 def test_objectives_are_read_back_from_the_table(table: pd.DataFrame) -> None:
-    assert [o.label for o in objectives_of(table)] == ["nll", "nll p>=0.1", "one-minus-p", "power a=0.5"]
+    assert list(objectives_of(table)) == ["nll", "nll p>=0.1", "one-minus-p", "power a=0.5"]
 
 
 def test_an_objective_keeps_its_colour_in_every_figure() -> None:
     assert colours(["power a=0.5", "one-minus-p"]) == colours(["nll", "one-minus-p", "power a=0.5"])
     assert len(set(colours(FORMS).values())) == len(FORMS)
+
+
+def test_a_gate_at_a_quantile_keeps_its_label_and_stands_where_it_was_measured(tmp_path: Path) -> None:
+    table = make_table({("weak", "backbone"): [0.1], ("weak", "nll"): [0.2], ("weak", "nll p>=0.1"): [0.3]})
+    spec = ObjectiveSpec(name="nll", gate={"side": "top", "quantile": 0.3})
+    gated = table["objective"] == "nll p>=0.1"
+    table.loc[gated, ["objective", "objective_spec", "gate_at"]] = [spec.label, spec.model_dump_json(), 0.73]
+    found = objectives_of(table)[spec.label]
+    assert found.gate is not None
+    assert found.gate.at == 0.73
+    page = write_report(table, tmp_path, "quantile", {}, None)["report.html"].read_text()
+    assert "nll p&gt;=Q0.3" in page
+    assert "tokens with p ≥ 0.73" in page
