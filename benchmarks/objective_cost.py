@@ -178,7 +178,9 @@ def _watching() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(shape: tuple[int, int, int], device: str, rounds: int, every: bool) -> dict[str, Any]:
+def measure(
+    shape: tuple[int, int, int], device: str, rounds: int, every: bool, only: list[str] | None
+) -> dict[str, Any]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     p = Problem(shape, device, dtype)
     with torch.no_grad():
@@ -189,6 +191,9 @@ def measure(shape: tuple[int, int, int], device: str, rounds: int, every: bool) 
     steps: dict[str, Step] = {"nll": p.ours(nll), "nll again": p.ours(nll)}
     steps |= {label: p.ours(spec) for label, spec in specs(every).items()}
     steps |= dict(rivals(p))
+    steps = {
+        label: step for label, step in steps.items() if label == "nll" or not only or any(w in label for w in only)
+    }
     memory: dict[str, int] = {}
     for label, step in list(steps.items()):  # also the warm-up: compilation, first pages
         try:
@@ -221,6 +226,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one gives the steadiest ratios")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("TOKENS", "HIDDEN", "VOCABULARY"))
     parser.add_argument("--few", action="store_true", help="fewer objectives, as for the large CPU shape")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="candidates whose label has one of these words")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -229,7 +235,7 @@ def main() -> None:
     for shape in shapes:
         large = args.device == "cpu" and math.prod(shape) * 3 > LARGE
         rounds = min(2, args.rounds) if large else args.rounds
-        results.append(measure(shape, args.device, rounds, every=not (large or args.few)))
+        results.append(measure(shape, args.device, rounds, every=not (large or args.few), only=args.only))
         if not args.json:
             for label, row in results[-1]["rows"].items():
                 print(f"  {label:42}{row['ratio']:7.2f}x {row['seconds']:9.3f} s {row['transient_mb']:9.0f} MB")
