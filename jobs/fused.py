@@ -12,7 +12,7 @@ GEMMs (p^10 makes gradients that slow x86 down threefold).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ from torch import Tensor
 from jobs.loss import BoundObjective
 from jobs.objectives import TOP_K, State, Tokens
 from jobs.plugins import objective_named
+from jobs.spec import ObjectiveSpec
 
 CHUNK_BYTES = 256 << 20  # of fp32 logits alive at once
 CACHE_BYTES = 1 << 20  # of fp32 logits that a CPU core passes over at once
+NLL = BoundObjective.bind(ObjectiveSpec(name="nll"))
 FLUSH = 1e-30  # a pull below it is 0
 
 
@@ -113,13 +115,12 @@ class _Call:
         """Mean p of each token's sequence: known only after a pass over all of them."""
         sequence = self.context.sequence
         assert sequence is not None
-        plain = _Call(self.head, self.target, _NLL, Context(), self.chunk_bytes, grad=False)
+        plain = replace(self, objective=NLL, context=Context(), grad=False)
         p = _apply(hidden.detach(), weight.detach(), bias, plain)[2].sigmoid()
         size = int(sequence.max()) + 1 if len(sequence) else 0
         count = torch.zeros(size, dtype=p.dtype, device=p.device).index_add_(0, sequence, torch.ones_like(p))
         mean = torch.zeros_like(count).index_add_(0, sequence, p) / count.clamp_min(1)
-        args = (self.head, self.target, self.objective, self.context, self.chunk_bytes, self.grad)
-        return _Call(*args, sequence_p=mean[sequence])
+        return replace(self, sequence_p=mean[sequence])
 
 
 class _LinearObjective(torch.autograd.Function):
@@ -339,9 +340,6 @@ class _Reference:
     cross_term: Tensor
 
 
-_NLL: BoundObjective
-
-
 def _exp_rows(z: Tensor) -> tuple[Tensor, Tensor]:
     """exp(z - max of its row) in place; returns the rows' maxima and the sums, [n].
 
@@ -395,12 +393,3 @@ def _compact(e: Tensor, keep: Tensor) -> Tensor:
         block = keep[start : start + step]
         e[start : start + len(block)] = e[block]
     return e[: len(keep)]
-
-
-def _nll() -> BoundObjective:
-    from jobs.spec import ObjectiveSpec
-
-    return BoundObjective.bind(ObjectiveSpec(name="nll"))
-
-
-_NLL = _nll()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jobs.data import IGNORED, Batch
 from jobs.deepspeed_import import import_deepspeed
-from jobs.fused import Context, Head, LinearLoss, linear_objective
+from jobs.fused import NLL, Context, Head, LinearLoss, linear_objective
 from jobs.loss import BoundObjective
 from jobs.objectives import State, Tokens
 from jobs.plugins import objective_named
@@ -73,8 +73,7 @@ def target_statistics(backbone: nn.Module, batch: Batch) -> tuple[LinearLoss, Te
     targets = Targets.of(hidden_states(backbone, batch), batch)
     head = head_of(backbone)
     with gathered(head.weight, head.bias):
-        nll = BoundObjective.bind(ObjectiveSpec(name="nll"))
-        return linear_objective(targets.hidden, head, targets.ids, nll), targets.row
+        return linear_objective(targets.hidden, head, targets.ids, NLL), targets.row
 
 
 @contextmanager
