@@ -14,7 +14,8 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE")  # a test that traine
 def run(name: str, *args: str) -> Any:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / name), *args, "--json"],
-        cwd=ROOT, env={n: v for n, v in os.environ.items() if n not in RANKS}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={n: v for n, v in os.environ.items() if n not in RANKS},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout[done.stdout.index("\n[" if name == "objective_cost.py" else "{") :])
