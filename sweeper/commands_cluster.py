@@ -1,0 +1,208 @@
+"""Commands of a sweep under way, here or on a cluster: submit, resume, stop, wait, list, logs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sweeper import commands_local
+from sweeper.options import (
+    ON_CLUSTER,
+    add,
+    cluster_options,
+    is_remote,
+    json_option,
+    spec_options,
+    sweep_options,
+    tracking_options,
+)
+from sweeper.store import Store, StoreError
+
+SUBMIT = """\
+Start a sweep on a Ray cluster and return at once. The sweep's driver runs there, as a job of Ray's Jobs API.
+
+The sweep file and this package travel along (--no-ship: only the file; the cluster has the package). Storage, data
+and MLflow are those of the cluster: --storage and --data-root are paths that all of its nodes share, by default its own
+$SWEEPER_STORAGE and $SWEEPER_DATA. Files that a spec names must lie in them. Submitting the same file again continues.
+
+Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is needed, unless --insecure is said.
+"""
+
+STOP = """\
+End a sweep that is under way: its driver is told, workers go, MLflow runs are closed as KILLED, and this waits for it.
+Unfinished trials continue from their newest checkpoint when it is resumed. Stopping what does not run is no error.
+"""
+
+RESUME = "Run a sweep again as it was last run, from the storage: what is finished stays, the rest continues."
+
+LIST = "List the sweeps of a storage, or those submitted to a cluster with the status of each job."
+
+WAIT = "Wait until no driver runs the sweep any more. Exit status 0 if all of its trials are done."
+
+LOGS = """\
+Print what a trial has recorded, a line a row, and its failures; -f follows until the trial is over.
+With --address and no TRIAL: what the sweep's driver on the cluster has printed.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    sub = add(commands, "submit", SUBMIT, submit)
+    spec_options(sub)
+    tracking_options(sub)
+    cluster_options(sub, needed=True)
+    json_option(sub)
+    sub = add(commands, "resume", RESUME, resume)
+    sweep_options(sub)
+    tracking_options(sub)
+    cluster_options(sub)
+    sub = add(commands, "stop", STOP, stop, on_cluster=True)
+    sweep_options(sub)
+    cluster_options(sub)
+    sub = add(commands, "wait", WAIT, wait)
+    sweep_options(sub)
+    cluster_options(sub)
+    sub = add(commands, "list", LIST, list_)
+    cluster_options(sub)
+    json_option(sub)
+    sub = add(commands, "logs", LOGS, logs)
+    sweep_options(sub)
+    sub.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name, or the beginning of one")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on until the end")
+    cluster_options(sub)
+
+
+def _cluster(args: argparse.Namespace) -> Any:
+    from cluster.submit import Cluster
+
+    return Cluster(args.address, args.python, args.insecure)
+
+
+def ask(args: argparse.Namespace, argv: list[str]) -> int:
+    """The same command, run on the cluster without what names the cluster."""
+    from sweeper import remote
+
+    plain, drop = [], False
+    for word in argv:
+        if drop:
+            drop = False
+        elif word in ("--address", "--python"):
+            drop = True
+        elif not word.startswith(("--address=", "--python=")) and word not in ("--no-ship", "--insecure"):
+            plain.append(word)
+    text, code = remote.ask(_cluster(args), plain, {ON_CLUSTER: "1"}, not args.no_ship)
+    print(text, end="", file=sys.stderr if code == 2 else sys.stdout)
+    return code
+
+
+def _remote_options(args: argparse.Namespace) -> list[str]:
+    """Storage, tracking and data root for a driver on the cluster, where they were given."""
+    given = {"--storage": args.given_storage, "--tracking-uri": args.tracking_uri}
+    given |= {"--data-root": getattr(args, "data_root", None)}
+    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    return [*options, "--address", "auto"]
+
+
+def submit(args: argparse.Namespace) -> int:
+    from sweeper import remote
+
+    if not is_remote(args):
+        raise ConnectionError(f"{args.address}: submit needs the Jobs API's address, such as http://HEAD:8265")
+    data_root = args.data_root or Path("/data")  # only the cluster knows its own; relative paths cannot leave it
+    from sweeper.plan import make_plan
+    from sweeper.spec import load_sweep
+
+    plan = make_plan(load_sweep(args.spec), data_root)
+    remote.check_paths(plan, [data_root, *([args.given_storage] if args.given_storage else [])])
+    job = remote.submit(_cluster(args), plan, _remote_options(args), {ON_CLUSTER: "1"}, not args.no_ship)
+    if args.json:
+        print(json.dumps(remote.job_facts(job) | {"trials": len(plan.trials)}, indent=1))
+    else:
+        print(f"{job.id}: {len(plan.trials)} trials, submitted to {args.address}")
+        print(f"follow:  sweeper logs -f {job.sweep} --address {args.address}")
+    return 0
+
+
+def resume(args: argparse.Namespace) -> int:
+    if is_remote(args):
+        from sweeper.remote import bundle
+
+        with bundle(None, not args.no_ship) as folder:
+            command = ["resume", args.sweep, *_remote_options(args)]
+            job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1"})
+        print(job.id)
+        return 0
+    store = Store(args.storage.resolve())
+    facts = store.plan(args.sweep)
+    args.spec = store.sweep_dir(args.sweep) / "sweep.yaml"
+    args.data_root = Path(facts.get("data_root", args.spec.parent))
+    args.tracking_uri = args.tracking_uri or facts["tracking_uri"]
+    return commands_local.run(args)
+
+
+def stop(args: argparse.Namespace) -> int:
+    from sweeper import control
+
+    stopped = control.stop(Store(args.storage), args.sweep)
+    print(f"{args.sweep}: stopped; sweeper resume {args.sweep} continues" if stopped else f"{args.sweep}: not running")
+    return 0
+
+
+def wait(args: argparse.Namespace) -> int:
+    if is_remote(args):
+        job = _cluster(args).wait(args.sweep)
+        print(f"{job.id}: {job.status}")
+        return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")
+    from sweeper import control
+
+    control.wait(Store(args.storage), args.sweep)
+    args.json = False
+    return commands_local.status(args)
+
+
+def list_(args: argparse.Namespace) -> int:
+    if is_remote(args):
+        from sweeper.remote import print_jobs
+
+        print_jobs(_cluster(args).jobs(), args.json)
+        return 0
+    from sweeper.control import driver
+    from sweeper.table import status_facts
+
+    store = Store(args.storage)
+    found = [status_facts(store, name) | {"running": driver(store, name) is not None} for name in store.sweeps()]
+    if args.json:
+        print(json.dumps([{k: f[k] for k in ("sweep", "done", "counts", "running")} for f in found], indent=1))
+        return 0
+    for facts in found:
+        state = "done" if facts["done"] else "running" if facts["running"] else "not running"
+        print(f"{facts['sweep']:32} {state:12} " + ", ".join(f"{n} {s}" for s, n in sorted(facts["counts"].items())))
+    if not found:
+        print(f"no sweep in {store.root}")
+    return 0
+
+
+def logs(args: argparse.Namespace) -> int:
+    if is_remote(args) and args.trial is None:
+        cluster = _cluster(args)
+        job = cluster.newest(args.sweep)
+        for text in cluster.follow(job) if args.follow else [cluster.logs(job)]:
+            print(text, end="", flush=True)
+        return 0
+    if is_remote(args):
+        if args.follow:
+            raise StoreError("a trial on a cluster is not followed; leave -f out, or follow the sweep")
+        return ask(args, ["logs", args.sweep, args.trial, *_only_storage(args)])
+    from sweeper.table import trial_log
+
+    if args.trial is None:
+        raise StoreError("a local run prints to its own terminal; name a TRIAL, or a cluster with --address")
+    for line in trial_log(Store(args.storage), args.sweep, args.trial, args.follow):
+        print(line, flush=True)
+    return 0
+
+
+def _only_storage(args: argparse.Namespace) -> list[str]:
+    return ["--storage", str(args.given_storage)] if args.given_storage else []

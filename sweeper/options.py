@@ -1,0 +1,101 @@
+"""What commands have in common: their options, and where storage, data and MLflow are by default."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sweeper.store import Store, StoreError
+
+# set for what runs on a cluster as a job: its defaults are the cluster's, never a job's folder
+ON_CLUSTER = "SWEEPER_ON_CLUSTER"
+
+
+def add(
+    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int], on_cluster: bool = False
+) -> argparse.ArgumentParser:
+    """A command; on_cluster: with a Jobs API's --address the cluster answers it, where the storage is."""
+    sub = commands.add_parser(
+        name,
+        help=text.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0],
+        description=text,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    sub.set_defaults(command=run, on_cluster=on_cluster)
+    sub.add_argument(
+        "--storage",
+        metavar="DIR",
+        type=Path,
+        default=None,
+        help="where trials are recorded (default: $SWEEPER_STORAGE or ./sweeps)",
+    )
+    return sub
+
+
+def json_option(sub: argparse.ArgumentParser, text: str = "for programs") -> None:
+    sub.add_argument("--json", action="store_true", help=text)
+
+
+def spec_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("spec", metavar="SPEC", type=Path, help="the sweep's YAML file")
+    sub.add_argument(
+        "--data-root",
+        metavar="DIR",
+        type=Path,
+        help="where relative paths in SPEC start (default: $SWEEPER_DATA or the folder of SPEC)",
+    )
+
+
+def sweep_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("sweep", metavar="SWEEP", help="the sweep's name")
+
+
+def tracking_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        help="MLflow (default: $MLFLOW_TRACKING_URI, else the sweep's own, else sqlite in the storage)",
+    )
+
+
+def cluster_options(sub: argparse.ArgumentParser, needed: bool = False) -> None:
+    sub.add_argument(
+        "--address",
+        metavar="URL",
+        required=needed,
+        help="of a cluster's Jobs API, http://HEAD:8265" + ("" if needed else " (default: this machine's storage)"),
+    )
+    sub.add_argument("--python", default="python", metavar="PATH", help="interpreter on the cluster")
+    sub.add_argument("--no-ship", action="store_true", help="use the package that the cluster has")
+    sub.add_argument("--insecure", action="store_true", help="the cluster asks for no token, and that is meant")
+
+
+def storage_of(args: argparse.Namespace) -> Path:
+    """--storage, else $SWEEPER_STORAGE, else ./sweeps; on a cluster the last would be a job's own folder."""
+    if args.storage is not None:
+        return Path(args.storage)
+    if "SWEEPER_STORAGE" not in os.environ and ON_CLUSTER in os.environ:
+        raise StoreError("the cluster declares no storage ($SWEEPER_STORAGE on its nodes); name one with --storage")
+    return Path(os.environ.get("SWEEPER_STORAGE", "sweeps"))
+
+
+def data_root_of(args: argparse.Namespace) -> Path:
+    if args.data_root is not None:
+        return Path(args.data_root)
+    return Path(os.environ["SWEEPER_DATA"]) if "SWEEPER_DATA" in os.environ else Path(args.spec).parent
+
+
+def is_remote(args: argparse.Namespace) -> bool:
+    return str(getattr(args, "address", None) or "").startswith(("http://", "https://"))
+
+
+def tracking_uri_of(args: argparse.Namespace, store: Store, sweep: str | None) -> str:
+    from sweeper.tracking import default_uri
+
+    if args.tracking_uri:
+        return str(args.tracking_uri)
+    return str(store.plan(sweep)["tracking_uri"]) if sweep else default_uri(store.root)
