@@ -90,7 +90,7 @@ def ours(args: argparse.Namespace, objective: str) -> list[float]:
         state = Capability(Probe(0.5, 1.0, np.zeros(1)), engine.device).state(0.0)
         for step in range(args.steps):
             started = time.perf_counter()
-            sums, _ = _step(trial, engine, rows[step * args.batch : (step + 1) * args.batch], 0, state)
+            sums, *_ = _step(trial, engine, rows[step * args.batch : (step + 1) * args.batch], 0, state)
             float(sums[0])
             times.append(time.perf_counter() - started)
     return times
@@ -119,7 +119,7 @@ def theirs(args: argparse.Namespace, trl_loss: str | None) -> list[float]:
     common = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": args.batch, "max_steps": args.steps,
         "learning_rate": 1e-4, "max_grad_norm": 1.0, "logging_strategy": "no", "save_strategy": "no", "report_to": [],
-        "disable_tqdm": True, "optim": "adamw_torch", "gradient_checkpointing": False,
+        "disable_tqdm": True, "gradient_checkpointing": False,
         "bf16": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": False,
     }  # fmt: skip
     model, data = make_model(args.layers), {"input_ids": ids, "labels": labels}

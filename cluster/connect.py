@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 # The poll decides how soon an end or a death is seen; Ray Train's own 2 s would cost each trial a second.
@@ -22,6 +22,9 @@ RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+MOST_NODES = 1000  # of one group of an autoscaler, where it names no bound
 
 
 class ConnectError(ConnectionError):
@@ -64,6 +67,24 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def nodes() -> list[dict[str, float]]:
+    """CPU and GPU of every living node, and of those that the cluster's autoscaler may add."""
+    import ray
+
+    alive = [_computes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    config = ray._private.state.state.get_cluster_config()  # no public way; absent where nothing scales
+    possible = [
+        _computes(group.resources)
+        for group in (config.node_group_configs if config is not None else ())
+        for _ in range(min(max(group.max_count, 1), MOST_NODES))
+    ]
+    return possible or alive
+
+
+def _computes(resources: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(resources[name]) for name in ("CPU", "GPU") if name in resources}
 
 
 def _answers(address: str) -> None:

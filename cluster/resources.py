@@ -1,25 +1,95 @@
-"""How many trials fit. Pure arithmetic."""
+"""What a trial occupies, and whether it fits. Pure arithmetic."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Node = Mapping[str, float]  # a node's CPU and GPU, by Ray's names
+ROUNDING = 1e-9  # ten shares of 0.1 are one
 
 
 class PlacementError(ValueError):
     """A trial can never be placed on this cluster; the message names the resource that is short."""
 
 
-def lanes_that_fit(total: Mapping[str, float], workers: int, cpus: float, gpus: float) -> int:
-    """Trials at once on a cluster with these total resources; raises PlacementError where not even one fits."""
-    fit = []
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if each > 0:
-            have, need = total.get(name, 0.0), each * workers
-            if have < need:
-                raise PlacementError(
-                    f"a trial needs {need:g} {name} ({workers} workers x {each:g}), the cluster has {have:g}; "
-                    f"lower execution.workers or execution.{name.lower()}s_per_worker, or add nodes"
-                )
-            fit.append(math.floor(have / need + 1e-9))
-    return min(fit)
+@dataclass(frozen=True, order=True)
+class Shape:
+    """What one trial occupies: workers that start together or not at all, each with its CPUs and GPUs."""
+
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def each(self) -> dict[str, float]:
+        """Of one worker, by Ray's names."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
+
+    def __str__(self) -> str:
+        return " and ".join(
+            f"{amount * self.workers:g} {name}"
+            + (f" ({self.workers} workers x {amount:g})" if self.workers > 1 else "")
+            for name, amount in self.each.items()
+        )
+
+
+def place(shape: Shape, left: list[dict[str, float]]) -> bool:
+    """Take a trial's workers out of what nodes have left: all of them, on as few nodes as can be, or none."""
+
+    def room(node: Node) -> int:
+        return min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in shape.each.items())
+
+    rooms = [room(node) for node in left]
+    if sum(rooms) < shape.workers:
+        return False
+    missing = shape.workers
+    whole = [i for i, r in enumerate(rooms) if r >= missing]
+    # the tightest node that takes all of them, else the roomiest ones first
+    order = [min(whole, key=lambda i: rooms[i])] if whole else sorted(range(len(left)), key=lambda i: -rooms[i])
+    for i in order:
+        here = min(rooms[i], missing)
+        for name, amount in shape.each.items():
+            left[i][name] -= here * amount
+        missing -= here
+        if not missing:
+            break
+    return True
+
+
+def lanes_that_fit(nodes: Sequence[Node], shape: Shape) -> int:
+    """Trials of a shape at once on these nodes; raises PlacementError where not even one fits."""
+    left = [dict(node) for node in nodes]
+    count = 0
+    while place(shape, left):
+        count += 1
+    if not count:
+        raise PlacementError(_what_is_missing(nodes, shape))
+    return count
+
+
+def total(nodes: Iterable[Node]) -> dict[str, float]:
+    """Of all nodes together."""
+    sums: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            sums[name] = sums.get(name, 0.0) + amount
+    return sums
+
+
+def _what_is_missing(nodes: Sequence[Node], shape: Shape) -> str:
+    have = total(nodes)
+    for name, each in shape.each.items():
+        need = each * shape.workers
+        if have.get(name, 0.0) + ROUNDING < need:
+            return (
+                f"a trial needs {need:g} {name} ({shape.workers} workers x {each:g}), the cluster has "
+                f"{have.get(name, 0.0):g}; lower execution.workers or execution.{name.lower()}s_per_worker, "
+                "or add nodes"
+            )
+    wants = " and ".join(f"{amount:g} {name}" for name, amount in shape.each.items())
+    nodes_have = "; ".join(" and ".join(f"{node.get(name, 0.0):g} {name}" for name in shape.each) for node in nodes[:8])
+    return (
+        f"a trial needs {shape.workers} workers with {wants} each, and each worker's on one node; the nodes have "
+        f"{nodes_have}: lower execution.workers or what each worker gets, or add nodes"
+    )

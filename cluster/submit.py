@@ -13,6 +13,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,30 @@ class Cluster:
             text += f"the cluster's '{self.python}' lacks a package; name the right interpreter with --python\n"
         return text if text or not code else job.message + "\n", code
 
+    @contextmanager
+    def streamed(self, arguments: list[str], bundle: Path | None, env: dict[str, str]) -> Iterator[Iterator[str]]:
+        """A command on the cluster that may run for long: its lines as they come. It ends with the block."""
+        id_ = self._start(None, arguments, bundle, env, {})
+        try:
+            yield self._tail(id_)
+        finally:
+            with _told(self.address):
+                if str(self.client.get_job_status(id_)) not in OVER:
+                    self.client.stop_job(id_)
+                while str(self.client.get_job_status(id_)) not in OVER:
+                    time.sleep(POLL_S)
+                self.client.delete_job(id_)
+
     def logs(self, job: Job) -> str:
         with _told(self.address):
             return ours(self.client.get_job_logs(job.id))
 
     def follow(self, job: Job) -> Iterator[str]:
         """The driver's lines as they come, from its first, until it ends."""
-        lines = self.client.tail_job_logs(job.id)
+        return self._tail(job.id)
+
+    def _tail(self, id_: str) -> Iterator[str]:
+        lines = self.client.tail_job_logs(id_)
         loop = asyncio.new_event_loop()
         try:
             while True:

@@ -2,8 +2,9 @@
 
     train(trial, root, report)
 
-`report(row, save)` takes one record and, where a checkpoint is due, a function that writes this process's shards
-of it into a directory; it answers whether to go on. With N processes each of them calls its own.
+`report(row, save, due)` takes one record, a function that writes this process's shards of a checkpoint into a
+directory (None where there is nothing to go on from), and whether a checkpoint is due; it answers whether to go on.
+With N processes each of them calls its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, float]
 Save = Callable[[Path], None]
-Report = Callable[[Row, Save | None], bool]
+Report = Callable[[Row, Save | None, bool], bool]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def train(
     probed = probe(trial, root, model, prepared.train, pad) if spec is None or spec.needs_probe else None
     if spec is None:
         assert probed is not None
-        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial), None)
+        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial), None, False)
         return True
     objective = _bind(spec.canonical(), probed)
     with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
@@ -97,7 +98,7 @@ def train(
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=_gate_at(objective))
         complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from)
-        if model_dir is not None:
+        if complete and model_dir is not None:
             state = ds.full_state_dict(engine)
             if state:
                 model.save_pretrained(model_dir, state_dict=state)
@@ -130,7 +131,9 @@ def _loop(
         rate = ds.learning_rate(spec, step, num_steps)
         ds.set_learning_rate(engine, rate)
         state = None if capability is None else capability.state(step / num_steps)
-        sums, sequence_nll = _step(trial, engine, [rows[i] for i in batches[step]], int(tokenizer.pad_token_id), state)
+        sums, sequence_nll, norm = _step(
+            trial, engine, [rows[i] for i in batches[step]], int(tokenizer.pad_token_id), state
+        )
         window.add(sums)
         if capability is not None:
             capability.update(sums, sequence_nll)
@@ -140,25 +143,24 @@ def _loop(
         row: Row = {}
         if done % spec.log_every == 0 or evaluate:
             row = {"step": done, "train/lr": rate} | window.row()
-            if (norm := engine.get_global_grad_norm()) is not None:
+            if (norm := engine.get_global_grad_norm() if norm is None else norm) is not None:
                 row["train/grad_norm"] = float(norm)
         if evaluate:
             row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial)
-        save = None
-        if done % spec.checkpoint_every == 0 and not last:
-            beside = {"step": step} | ({"capability": capability.as_dict()} if capability else {})
-            save = partial(ds.save, engine, beside)
-        if row and not report(row, save) and not last:
+        due = done % spec.checkpoint_every == 0 and not last
+        beside = {"step": step} | ({"capability": capability.as_dict()} if capability else {})
+        save = None if last else partial(ds.save, engine, beside)
+        if row and not report(row, save, due) and not last:
             return False
     return True
 
 
 def _step(
     trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int, state: State | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """One optimiser step over the global batch; this rank takes every world-th micro-batch.
 
-    Returns this rank's share of what jobs.model.Measured describes.
+    Returns this rank's share of what jobs.model.Measured describes, and the gradient's norm where DeepSpeed keeps none.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     micro = micro_batch_size(trial)
@@ -166,15 +168,17 @@ def _step(
     cuts = range(rank * micro, len(rows), world * micro)
     # DeepSpeed averages over micro-batches and ranks; the sum over all of them is what Eq. 4 divides
     share = num_targets / (len(cuts) * world)
-    sums, sequence_nll = [], []
+    sums, sequence_nll, norm = [], [], None
     for start in cuts:
         batch = collate(rows[start : start + micro], pad).to(engine.device)
         loss, *measured = engine(batch, share, state)
         engine.backward(loss)
+        if start == cuts[-1]:
+            norm = ds.clip(engine, trial)
         engine.step()
         sums.append(measured[0])
         sequence_nll.append(measured[1])
-    return torch.stack(sums).sum(0), torch.cat(sequence_nll)
+    return torch.stack(sums).sum(0), torch.cat(sequence_nll), norm
 
 
 def _bind(spec: ObjectiveSpec, probed: Probe | None) -> BoundObjective:

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
+from jobs.engine import device
 from jobs.record import RowWriter, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.train import Row, Save, train
@@ -36,33 +37,43 @@ def serve(config: dict[str, Any]) -> None:
 
     config: board (actor handle, see sweeper/board.py), lane (its name), root (storage), cpus (per worker).
     """
-    threading.Thread(target=_exit_on_abort, args=(config["board"],), daemon=True).start()
+    words = _Words()
+    threading.Thread(target=words.listen, args=(config["board"], config["lane"]), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
     rank = ray.train.get_context().get_world_rank()
     for index in itertools.count():
         job = ray.get(config["board"].next_job.remote(config["lane"], index))
         if job is None:
             return
-        _Run(config["board"], Path(config["root"]), job, rank).run()
+        _Run(config["board"], Path(config["root"]), job, rank, words).run()
         gc.collect()
 
 
-def _exit_on_abort(board: Any) -> None:
-    """A stopped sweep does not wait for the end of a step, which may be minutes away."""
-    ray.get(board.wait_for_abort.remote())
-    os._exit(1)
+class _Words:
+    """What the driver tells this lane while it trains: which trials to break off, or to exit at once."""
+
+    def __init__(self) -> None:
+        self.interrupted: set[str] = set()
+
+    def listen(self, board: Any, lane: str) -> None:
+        for number in itertools.count():
+            key = ray.get(board.next_word.remote(lane, number))
+            if key is None:
+                os._exit(1)  # a sweep ended at once does not wait for a step, which may be minutes away
+            self.interrupted.add(key)
 
 
 class _Run:
     """One trial in this worker: where its rows and checkpoints go. Only rank 0 writes rows and speaks."""
 
-    def __init__(self, board: Any, root: Path, job: dict[str, Any], rank: int) -> None:
-        self.board, self.root, self.rank = board, root, rank
+    def __init__(self, board: Any, root: Path, job: dict[str, Any], rank: int, words: _Words) -> None:
+        self.board, self.root, self.rank, self.words = board, root, rank, words
         self.key: str = job["key"]
         self.wait: bool = job["wait"]  # a scheduler wants to judge every evaluation before the trial goes on
         self.trial = TrialSpec.model_validate_json(job["spec"])
         self.folder = TrialFolder(root / "trials" / self.key)
         self.last: Row = {}
+        self.broken_off = False
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
@@ -73,37 +84,48 @@ class _Run:
         resume_from = self._newest_checkpoint()
         facts: dict[str, Any] = {}
         complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts)
-        if self.rank == 0:
-            took = time.perf_counter() - started
-            status = "finished" if complete else "stopped"
-            resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
-            self.folder.finish(
-                status,
-                train_s=took,
-                step=self.last["step"],
-                workers=dist.get_world_size(),
-                resumed_from=resumed,
-                **facts,
-            )
-            if complete:
-                self.folder.drop_checkpoints()
-            ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last}))
+        if self.rank != 0:
+            return
+        if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
+            return  # its checkpoint is there; it goes on in another lane, or when the sweep is resumed
+        took = time.perf_counter() - started
+        status = "finished" if complete else "stopped"
+        resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
+        by = {"by": "hand"} if self.broken_off else {}
+        self.folder.finish(
+            status,
+            train_s=took,
+            step=self.last["step"],
+            workers=dist.get_world_size(),
+            resumed_from=resumed,
+            **by,
+            **facts,
+        )
+        if complete:
+            self.folder.drop_checkpoints()
+        ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last}))
 
-    def report(self, row: Row, save: Save | None) -> bool:
+    def report(self, row: Row, save: Save | None, due: bool) -> bool:
         """jobs.train's report: record, checkpoint, and whether to go on, the same answer on every rank."""
         judged = "heldout/nll" in row
-        go_on = torch.ones(1)
         if self.rank == 0:
             self.writer.write(row)
             self.last = self.last | row
-        if save is not None:  # after its row: whoever resumes from it does not come past that row again
+        # after its row: whoever resumes from a checkpoint does not come past that row again
+        if due and save is not None:
             self._checkpoint(int(row["step"]), save)
-        if self.rank == 0 and judged:
-            answer = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
-            go_on[0] = float(answer)
-        if judged and dist.get_world_size() > 1:
-            dist.broadcast(go_on, 0)
-        return bool(go_on)
+        go_on, break_off = True, False
+        if self.rank == 0:
+            if judged:
+                go_on = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
+            break_off = go_on and save is not None and self.key in self.words.interrupted
+        go_on, break_off = _from_first_rank(go_on, break_off)
+        if break_off and save is not None:
+            self.broken_off = True
+            if not due:
+                self._checkpoint(int(row["step"]), save)
+            return False
+        return go_on
 
     def _checkpoint(self, step: int, save: Save) -> None:
         target = self.folder.checkpoint_dir(step)
@@ -136,3 +158,12 @@ class _Run:
             found[0] = str(complete[-1])
         dist.broadcast_object_list(found, 0)
         return Path(found[0]) if found[0] else None
+
+
+def _from_first_rank(*flags: bool) -> list[bool]:
+    """Rank 0's flags on every rank."""
+    if dist.get_world_size() == 1:
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int32, device=device())
+    dist.broadcast(shared, 0)
+    return [bool(flag) for flag in shared.tolist()]

@@ -22,6 +22,18 @@ def micro_batch_size(trial: TrialSpec) -> int:
     return micro
 
 
+def zero_stage(trial: TrialSpec) -> int:
+    """The stage in force: one worker has nobody to share with, and ZeRO 1 and 2 in fp32 would only keep flat copies."""
+    train = trial.train
+    alone = trial.execution.workers == 1 and train.precision == "fp32"
+    return 0 if alone and train.zero_stage in (1, 2) else train.zero_stage
+
+
+def clips_here(trial: TrialSpec) -> bool:
+    """Whether gradients are clipped by jobs/engine.py: DeepSpeed's plain fp32 path would not tell their norm."""
+    return zero_stage(trial) == 0 and trial.train.precision == "fp32"
+
+
 def deepspeed_config(trial: TrialSpec) -> dict[str, Any]:
     """For deepspeed.initialize; the optimiser is torch's AdamW, handed over separately.
 
@@ -32,9 +44,9 @@ def deepspeed_config(trial: TrialSpec) -> dict[str, Any]:
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.batch_size // (micro * trial.execution.workers),
-        "gradient_clipping": train.clip,
+        "gradient_clipping": 0.0 if clips_here(trial) else train.clip,
         "bf16": {"enabled": train.precision == "bf16"},
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": {"stage": zero_stage(trial)},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

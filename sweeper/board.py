@@ -7,33 +7,59 @@ the trials' folders before the board hears of them.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
+ENDS = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class State:
+    """left: trials that are not over, by shape; busy: lanes that are up, with the trial that each runs (None: idle)."""
+
+    left: dict[Any, int]
+    busy: dict[str, str | None]
 
 
 class Board:
-    """specs: key -> TrialSpec as JSON; wait: whether trials wait for a scheduler's word at every evaluation."""
+    """The mailbox of one sweep.
 
-    def __init__(self, specs: dict[str, str], wait: bool, jobs_per_lane: int | None) -> None:
-        self.specs, self.wait, self.jobs_per_lane = specs, wait, jobs_per_lane
+    specs:  key -> TrialSpec as JSON
+    shapes: key -> what the trial occupies; a lane serves trials of its own shape
+    wait:   whether trials wait for a scheduler's word at every evaluation
+    """
+
+    def __init__(self, specs: dict[str, str], shapes: dict[str, Any], wait: bool, jobs_per_lane: int | None) -> None:
+        self.specs, self.shapes, self.wait, self.jobs_per_lane = specs, shapes, wait, jobs_per_lane
         self.changed = asyncio.Condition()
         self.posted: deque[str] = deque()
         self.lanes: dict[str, list[str]] = defaultdict(list)  # keys that a lane was given, in order
         self.closing: set[str] = set()
         self.messages: dict[str, list[Message]] = defaultdict(list)
         self.read: dict[str, int] = defaultdict(int)  # how many messages of a trial were asked for
-        self.over: set[str] = set()  # no longer wanted, or at its end
-        self.aborted = False
+        self.over: set[str] = set()  # no longer wanted
+        self.ended: set[str] = set()  # at their end, until they are posted again
+        self.lane_shape: dict[str, Any] = {}
+        self.words: dict[str, list[str | None]] = defaultdict(list)  # to a lane: break this trial off; None: exit
+        self.dropped: set[str] = set()  # stopped by hand
+        self.broken = ""  # why no trial can run any more
+        self.ending = False
 
     # Tune's side
 
     async def post(self, key: str) -> None:
         """Wanted: run this trial (again)."""
         self.over.discard(key)
-        self.posted.append(key)
-        await self._wake()
+        self.ended.discard(key)
+        if self.broken:
+            await self.say(key, {"kind": "failed", "error": self.broken, "died": False})
+        elif key in self.dropped:
+            await self.say(key, {"kind": "stopped"})
+        else:
+            self.posted.append(key)
+            await self._wake()
 
     async def listen(self, key: str) -> Message:
         """The trial's next message: {kind: row | finished | stopped | failed, row, error, died}."""
@@ -53,8 +79,13 @@ class Board:
 
     # the lanes' side
 
+    async def open(self, lane: str, shape: Any) -> None:
+        """A lane is being brought up."""
+        self.lane_shape[lane] = shape
+
     async def next_job(self, lane: str, index: int) -> Message | None:
         """The lane's index-th trial, the same for all its ranks; None when it is to end."""
+        self.lanes[lane]  # it is up
         async with self.changed:
             await self.changed.wait_for(lambda: self._give(lane, index))
         keys = self.lanes[lane]
@@ -67,18 +98,32 @@ class Board:
         spent = self.jobs_per_lane is not None and index >= self.jobs_per_lane
         if index < len(keys) or lane in self.closing or spent:
             return True
-        if self.posted:
-            keys.append(self.posted.popleft())
-            return True
-        return False
+        key = next((key for key in self.posted if self.shapes[key] == self.lane_shape[lane]), None)
+        if key is None:
+            return False
+        self.posted.remove(key)
+        keys.append(key)
+        return True
 
-    async def wait_for_abort(self) -> None:
-        """Returns when the sweep is stopped at once."""
+    async def next_word(self, lane: str, number: int) -> str | None:
+        """The number-th word to a lane: a trial to break off at its next row, with a checkpoint; None: exit at once."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.aborted)
+            await self.changed.wait_for(lambda: len(self.words[lane]) > number)
+        return self.words[lane][number]
+
+    async def gave_back(self, key: str) -> bool:
+        """A lane has broken a trial off. Whether that is its end; else it is posted again, before all others."""
+        if key in self.dropped:
+            return True
+        if not self.ending:
+            self.posted.appendleft(key)
+            await self._wake()
+        return False
 
     async def say(self, key: str, message: Message) -> None:
         self.messages[key].append(message)
+        if message["kind"] in ENDS:
+            self.ended.add(key)
         await self._wake()
 
     async def ask(self, key: str, message: Message, wait: bool) -> bool:
@@ -87,33 +132,65 @@ class Board:
         number = len(self.messages[key])
         if wait:
             async with self.changed:
-                await self.changed.wait_for(lambda: key in self.over or self.read[key] > number)
+                await self.changed.wait_for(lambda: key in self.over or self.read[key] > number or self.ending)
         return key not in self.over
 
     # the driver's side
 
-    async def close(self, lane: str) -> None:
+    async def state(self) -> State:
+        """Where the sweep stands, for whoever opens and closes lanes."""
+        left = Counter(self.shapes[key] for key in self.specs if key not in self.ended)
+        return State(dict(left), {lane: self._running(lane) for lane in self.lanes})
+
+    async def close(self, lane: str, break_off: bool = False) -> None:
+        """The lane is to end after its trial; with break_off after its next row, and the trial goes elsewhere."""
         self.closing.add(lane)
+        if break_off and (key := self._running(lane)):
+            self.words[lane].append(key)
         await self._wake()
 
-    async def abort(self) -> None:
-        """All workers are to exit where they are; their trials continue from their checkpoints another time."""
-        self.aborted = True
+    async def drop(self, key: str) -> bool:
+        """Stop a trial for good. Whether a lane runs it, and so writes its last word."""
+        self.dropped.add(key)
+        if key in self.posted:
+            self.posted.remove(key)
+            await self.say(key, {"kind": "stopped"})
+        running = [lane for lane in self.lanes if self._running(lane) == key]
+        for lane in running:
+            self.words[lane].append(key)
+        await self._wake()
+        return bool(running)
+
+    async def give_up(self, error: str) -> None:
+        """No lane can be brought up: every trial that is not over fails, with the reason."""
+        self.broken = error
+        while self.posted:
+            await self.say(self.posted.popleft(), {"kind": "failed", "error": error, "died": False})
+
+    async def end(self, at_once: bool) -> None:
+        """The sweep is being stopped: trials break off at their next row, or workers exit where they are."""
+        self.ending = True
+        for lane in self.lane_shape:
+            self.closing.add(lane)
+            if at_once:
+                self.words[lane].append(None)
+            elif key := self._running(lane):
+                self.words[lane].append(key)
         await self._wake()
 
     async def lane_ended(self, lane: str, error: str | None, died: bool) -> str | None:
         """A lane is gone. Returns the key of the trial that it leaves unfinished, which hears of it."""
         keys = self.lanes.pop(lane, [])
-        if error is None or not keys or self._ended(keys[-1]):
+        self.lane_shape.pop(lane, None)
+        if error is None or not keys or keys[-1] in self.ended or keys[-1] in self.posted:
             return None
         await self.say(keys[-1], {"kind": "failed", "error": error, "died": died})
         return keys[-1]
 
-    def _ended(self, key: str) -> bool:
-        return any(m["kind"] in ("finished", "stopped") for m in self.messages[key][-1:])
-
-    async def num_posted(self) -> int:
-        return len(self.posted)
+    def _running(self, lane: str) -> str | None:
+        """The trial that a lane was given last, if it is not at its end and not given back."""
+        key = next(iter(self.lanes.get(lane, [])[-1:]), None)
+        return None if key is None or key in self.ended or key in self.posted else key
 
     async def _wake(self) -> None:
         async with self.changed:

@@ -8,8 +8,7 @@ import ray
 from ray import tune
 
 from jobs.yardsticks import YARDSTICKS
-
-ENDS = ("finished", "stopped", "failed")
+from sweeper.board import ENDS
 
 
 class Cell(tune.Trainable):

@@ -1,4 +1,4 @@
-"""Commands of a sweep under way, here or on a cluster: submit, resume, stop, wait, list, logs."""
+"""Commands of a sweep under way, here or on a cluster: submit, resume, stop, wait, list, watch, logs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from sweeper.options import (
 )
 from sweeper.store import Store, StoreError
 
+WATCH = """\
+Show a sweep while it runs: what is best so far for each backbone and task, what runs and how fast, what is left, what
+failed and why. Redrawn in place on a terminal; elsewhere a line whenever something has changed. Ends with the sweep's
+driver. Exit status 0 if all trials are done.
+"""
+
 SUBMIT = """\
 Start a sweep on a Ray cluster and return at once. The sweep's driver runs there, as a job of Ray's Jobs API.
 
@@ -32,11 +38,17 @@ Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is needed
 """
 
 STOP = """\
-End a sweep that is under way: its driver is told, workers go, MLflow runs are closed as KILLED, and this waits for it.
-Unfinished trials continue from their newest checkpoint when it is resumed. Stopping what does not run is no error.
+End a sweep that is under way, and wait for it: its trials write a checkpoint at their next row, workers go, MLflow runs
+are closed as KILLED. `sweeper resume` continues. Stopping again while that lasts ends it at once, from the newest
+checkpoints. Stopping what does not run is no error.
+
+With TRIAL only that one ends, and stays ended, with its checkpoint; the sweep goes on.
 """
 
-RESUME = "Run a sweep again as it was last run, from the storage: what is finished stays, the rest continues."
+RESUME = """\
+Run a sweep again as it was last run, from the storage: what is finished stays, the rest continues.
+A trial that was stopped stays so, unless it is named.
+"""
 
 LIST = "List the sweeps of a storage, or those submitted to a cluster with the status of each job."
 
@@ -56,10 +68,12 @@ def add_commands(commands: Any) -> None:
     json_option(sub)
     sub = add(commands, "resume", RESUME, resume)
     sweep_options(sub)
+    sub.add_argument("trial", metavar="TRIAL", nargs="*", help="trials that were stopped and are wanted after all")
     tracking_options(sub)
     cluster_options(sub)
     sub = add(commands, "stop", STOP, stop, on_cluster=True)
     sweep_options(sub)
+    sub.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name, or the beginning of one")
     cluster_options(sub)
     sub = add(commands, "wait", WAIT, wait)
     sweep_options(sub)
@@ -67,6 +81,10 @@ def add_commands(commands: Any) -> None:
     sub = add(commands, "list", LIST, list_)
     cluster_options(sub)
     json_option(sub)
+    sub = add(commands, "watch", WATCH, watch)
+    sweep_options(sub)
+    cluster_options(sub)
+    json_option(sub, "a line of JSON every two seconds")
     sub = add(commands, "logs", LOGS, logs)
     sweep_options(sub)
     sub.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name, or the beginning of one")
@@ -130,12 +148,16 @@ def resume(args: argparse.Namespace) -> int:
         from sweeper.remote import bundle
 
         with bundle(None, not args.no_ship) as folder:
-            command = ["resume", args.sweep, *_remote_options(args)]
+            command = ["resume", args.sweep, *args.trial, *_remote_options(args)]
             job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1"})
         print(job.id)
         return 0
     store = Store(args.storage.resolve())
     facts = store.plan(args.sweep)
+    for record in [store.trial(store.find_trial(args.sweep, trial)) for trial in args.trial]:
+        if (record.result() or {}).get("status") == "finished":
+            raise StoreError(f"{record.key} is finished; only what was stopped or has failed is resumed")
+        record.reopen()
     args.spec = store.sweep_dir(args.sweep) / "sweep.yaml"
     args.data_root = Path(facts.get("data_root", args.spec.parent))
     args.tracking_uri = args.tracking_uri or facts["tracking_uri"]
@@ -145,6 +167,9 @@ def resume(args: argparse.Namespace) -> int:
 def stop(args: argparse.Namespace) -> int:
     from sweeper import control
 
+    if args.trial:
+        print(f"{control.stop_trial(Store(args.storage), args.sweep, args.trial)}: stopped")
+        return 0
     stopped = control.stop(Store(args.storage), args.sweep)
     print(f"{args.sweep}: stopped; sweeper resume {args.sweep} continues" if stopped else f"{args.sweep}: not running")
     return 0
@@ -206,3 +231,25 @@ def logs(args: argparse.Namespace) -> int:
 
 def _only_storage(args: argparse.Namespace) -> list[str]:
     return ["--storage", str(args.given_storage)] if args.given_storage else []
+
+
+def watch(args: argparse.Namespace) -> int:
+    from sweeper import watch as live
+
+    if is_remote(args):
+        from sweeper import remote
+
+        command = ["watch", args.sweep, "--json", *_only_storage(args)]
+        with remote.streamed(_cluster(args), command, {ON_CLUSTER: "1"}, not args.no_ship) as lines:
+            if args.json:
+                for text in lines:
+                    print(text, end="", flush=True)
+                return 0
+            last = live.show(live.from_lines(lines))
+    elif args.json:
+        for facts in live.stream(Store(args.storage), args.sweep):
+            print(json.dumps(facts), flush=True)
+        return 0
+    else:
+        last = live.show(live.stream(Store(args.storage), args.sweep))
+    return 0 if last and last["over"] == last["trials"] and not last["failures"] else 1

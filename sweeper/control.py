@@ -12,6 +12,7 @@ import time
 from sweeper.store import Store, StoreError
 
 POLL_S = 0.2
+REQUESTS = "stop"  # a file here is a trial to stop
 
 
 def driver(store: Store, sweep: str) -> tuple[int, str] | None:
@@ -44,6 +45,34 @@ def stop(store: Store, sweep: str) -> bool:
     os.kill(process, signal.SIGTERM)
     wait(store, sweep)
     return True
+
+
+def stop_trial(store: Store, sweep: str, trial: str) -> str:
+    """Stop one trial, named by its key's beginning, for good, and wait until that is recorded; returns its key.
+
+    Where it is under way it writes a checkpoint at its next row. Raises StoreError.
+    """
+    key = store.find_trial(sweep, trial)
+    folder = store.trial(key)
+    request = store.sweep_dir(sweep) / REQUESTS / key
+    request.parent.mkdir(exist_ok=True)
+    request.touch()
+    while folder.result() is None:
+        if driver(store, sweep) is None:  # nobody hears: it is ours to record
+            folder.create(store.trials(sweep)[key])
+            folder.finish("stopped", by="hand", step=int(folder.rows()[-1]["step"]) if folder.rows() else 0)
+        time.sleep(POLL_S)
+    request.unlink(missing_ok=True)
+    return key
+
+
+def stop_requests(store: Store, sweep: str) -> list[str]:
+    """Keys of trials that somebody wants stopped, each given once."""
+    found = sorted((store.sweep_dir(sweep) / REQUESTS).glob("*"))
+    for request in found:
+        store.trial(request.name).create(store.trials(sweep)[request.name])
+        request.unlink(missing_ok=True)
+    return [request.name for request in found]
 
 
 def wait(store: Store, sweep: str) -> None:

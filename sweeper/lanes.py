@@ -1,10 +1,12 @@
-"""Lanes under way: each slot is a thread that runs one Ray Train run after another until the sweep closes."""
+"""Lanes under way: as many Ray Train runs as trials are left for and the cluster grants, each in a thread."""
 
 from __future__ import annotations
 
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,86 +14,158 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.util import placement_group_table
 
+from cluster.broker import HEARTBEAT_S, Share
+from cluster.connect import nodes
+from cluster.resources import Shape
 from jobs.record import TrialFolder
-from jobs.spec import Execution
 from jobs.worker import serve
+from sweeper.board import State
+from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
-IDLE_S = 0.1
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
+FRUITLESS = 3  # lanes in a row that failed before their first trial: then none will come up
+SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
+STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
+
+
+@dataclass
+class Running(Lane):
+    """A lane with its thread."""
+
+    thread: threading.Thread = field(kw_only=True)
 
 
 class LanePool:
-    """`count` lanes of one shape. A lane that dies tells the board and is replaced while trials are posted."""
+    """The lanes of one sweep. A lane that dies tells the board and is replaced while trials are left.
 
-    def __init__(self, board: Any, root: Path, sweep: str, execution: Execution, count: int) -> None:
-        self.board, self.root, self.sweep, self.execution = board, root, sweep, execution
+    most:     trials at once, over all shapes
+    requests: names trials that somebody wants stopped, each once
+    say:      prints a line for people
+    """
+
+    def __init__(
+        self,
+        board: Any,
+        root: Path,
+        sweep: str,
+        share: Share,
+        most: int | None,
+        requests: Callable[[], list[str]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.board, self.root, self.share, self.most = board, root, share, most
+        self.requests, self.say = requests, say
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
         self.closing = threading.Event()
+        self.lanes: dict[str, Running] = {}
+        self.number = self.fruitless = 0
         self.aborted = False
-        self.current: dict[int, str] = {}
-        self.threads = [threading.Thread(target=self._slot, args=(i,), daemon=True) for i in range(count)]
+        self.manager = threading.Thread(target=self._manage, daemon=True)
 
     def __enter__(self) -> LanePool:
-        for thread in self.threads:
-            thread.start()
+        self.manager.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ask every lane to end after its trial; those that do not within a minute go down with Ray.
+        """Ask every lane to end; the threads must be over before Ray is shut down under them.
 
-        After an error or Ctrl-C the workers exit where they are: what is under way continues from its checkpoint
-        another time. The threads must be over before Ray is shut down under them.
+        After Ctrl-C, trials under way write a checkpoint at their next row first, unless it comes a second time:
+        then workers exit where they are.
         """
         self.closing.set()
-        if kind is not None:
+        self.manager.join()
+        if kind is None:
+            for name in list(self.lanes):
+                ray.get(self.board.close.remote(name))
+            self._join(60)
+        else:
             self.aborted = True
-            ray.get(self.board.abort.remote())
-        for name in list(self.current.values()):
-            ray.get(self.board.close.remote(name))
-        for thread in self.threads:
-            thread.join(timeout=60)
+            try:
+                ray.get(self.board.end.remote(at_once=not issubclass(kind, KeyboardInterrupt)))
+                if self.lanes and issubclass(kind, KeyboardInterrupt):
+                    self.say("stopping: trials under way write a checkpoint at their next row; Ctrl-C again to end now")
+                self._join(STOP_S)
+            except KeyboardInterrupt:
+                self.say("ended now; trials go on from their newest checkpoint")
+            if self.lanes:
+                ray.get(self.board.end.remote(at_once=True))
+                self._join(60)
+        self.share.leave()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _slot(self, slot: int) -> None:
-        number = 0
-        while not self.closing.is_set():
-            if number == 0 or ray.get(self.board.num_posted.remote()):
-                self._lane(slot, f"lane{slot}-{number}")
-                number += 1
-            else:
-                time.sleep(IDLE_S)
+    def _join(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        for lane in list(self.lanes.values()):
+            while lane.thread.is_alive() and time.monotonic() < end:
+                lane.thread.join(timeout=0.2)  # in pieces, so that a second Ctrl-C is heard
 
-    def _lane(self, slot: int, name: str) -> None:
-        self.current[slot] = name
+    def _manage(self) -> None:
+        said = ""
+        while not self.closing.wait(HEARTBEAT_S if self.number else 0):
+            for key in self.requests():
+                self._drop(key)
+            state: State = ray.get(self.board.state.remote())
+            for lane in self.lanes.values():
+                lane.up, lane.key = lane.name in state.busy, state.busy.get(lane.name)
+            lanes = list(self.lanes.values())
+            wants, spare = lanes_wanted(state.left, lanes, self.most)
+            granted = self.share.update(nodes(), wants, spare)
+            todo = changes(granted, dict(wants), lanes, time.monotonic())
+            for name, break_off in todo.close:
+                self.lanes[name].asked_to_end = True
+                ray.get(self.board.close.remote(name, break_off))
+            for shape in todo.open:
+                self._open(shape)
+            why = why_waiting(wants, granted, lanes, free(), self._unplaced(), self.share.others)
+            if why and why != said:
+                self.say(why)
+            said = why or said
+
+    def _drop(self, key: str) -> None:
+        """Stop one trial; what no lane runs has its last word from here."""
+        if not ray.get(self.board.drop.remote(key)):
+            TrialFolder(self.root / "trials" / key).finish("stopped", by="hand", step=0)
+
+    def _unplaced(self) -> bool:
+        """Whether a lane's workers have had no room for a while."""
+        late = [lane for lane in self.lanes.values() if not lane.up and time.monotonic() - lane.opened > SOON_S]
+        return bool(late) and any(group["state"] == "PENDING" for group in placement_group_table().values())
+
+    def _open(self, shape: Shape) -> None:
+        name = f"lane-{self.number}"
+        self.number += 1
+        ray.get(self.board.open.remote(name, shape))
+        thread = threading.Thread(target=self._run, args=(name, shape), daemon=True)
+        self.lanes[name] = Running(name, shape, time.monotonic(), thread=thread)
+        thread.start()
+
+    def _run(self, name: str, shape: Shape) -> None:
         error, died = None, False
         try:
-            self._trainer(name).fit()
+            self._trainer(name, shape).fit()
         except TrainingFailedError as failure:
             error, died = _reason(failure)
+        lane = self.lanes[name]
         key = ray.get(self.board.lane_ended.remote(name, error, died))
         if key is not None and not self.aborted:
             TrialFolder(self.root / "trials" / key).add_failure(str(error))
+        self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
+        if self.fruitless >= FRUITLESS:
+            ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
+        del self.lanes[name]
 
-    def _trainer(self, name: str) -> TorchTrainer:
-        execution = self.execution
-        resources = {"CPU": execution.cpus_per_worker}
-        if execution.gpus_per_worker:
-            resources["GPU"] = execution.gpus_per_worker
+    def _trainer(self, name: str, shape: Shape) -> TorchTrainer:
         return TorchTrainer(
             serve,
-            train_loop_config={
-                "board": self.board,
-                "lane": name,
-                "root": str(self.root),
-                "cpus": execution.cpus_per_worker,
-            },
+            train_loop_config={"board": self.board, "lane": name, "root": str(self.root), "cpus": shape.cpus},
             scaling_config=ScalingConfig(
-                num_workers=execution.workers,
-                use_gpu=execution.gpus_per_worker > 0,
-                resources_per_worker=resources,
+                num_workers=shape.workers,
+                use_gpu=shape.gpus > 0,
+                resources_per_worker=shape.each,
             ),
-            torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(self.folder),
@@ -99,6 +173,11 @@ class LanePool:
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
+
+
+def free() -> dict[str, float]:
+    """What nobody has reserved, over the whole cluster."""
+    return {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
 
 
 def _reason(failure: TrainingFailedError) -> tuple[str, bool]:

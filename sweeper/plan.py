@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from jobs.backbone import BackboneError, source_files
 from jobs.files import fingerprint
 from jobs.pretrain import recipe_digest
-from jobs.spec import BackboneSpec, ObjectiveSpec, TaskSpec, TrainSpec, TrialSpec
-from jobs.strict import nearest
+from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TaskSpec, TrainSpec, TrialSpec
+from jobs.strict import Strict, nearest
 from jobs.tasks import TaskError
 from jobs.zero import micro_batch_size
-from sweeper.spec import Override, SpecError, SweepSpec, readable
+from sweeper.spec import Override, SpecError, SweepSpec, Where, readable
+
+Part = TypeVar("Part", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     require_files: refuse missing data and models (run) instead of noting them (plan)
     Raises SpecError.
     """
+    settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
     resolve = _Resolver(data_root, problems if require_files else notes)
@@ -56,8 +59,15 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                     *((objective, seed) for objective in block.objective for seed in block.seed),
                 ]
                 for objective, seed in grid:
-                    train = _train_settings(spec, backbone, task, objective, used, problems)
-                    if train is None:
+                    over = [
+                        (i, override)
+                        for i, override in enumerate(settings.overrides)
+                        if _matches(override.where, backbone, task, objective)
+                    ]
+                    used |= {i for i, _ in over}
+                    train = _replaced(TrainSpec, settings.train.model_dump(), "train", over, problems)
+                    execution = _replaced(Execution, settings.execution.model_dump(), "execution", over, problems)
+                    if train is None or execution is None:
                         continue
                     trial = TrialSpec(
                         backbone=backbone,
@@ -65,8 +75,8 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                         objective=objective,
                         seed=seed,
                         train=train,
-                        evaluation=spec.settings.evaluation,
-                        execution=spec.settings.execution,
+                        evaluation=settings.evaluation,
+                        execution=execution,
                     )
                     num_cells += objective is not None
                     trials.setdefault(trial.key, trial)
@@ -74,7 +84,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                     if objective is not None:
                         labels.append(objective.label)
     _check_names(trials.values(), problems)
-    for i, override in enumerate(spec.settings.overrides):
+    for i, override in enumerate(settings.overrides):
         if i not in used:
             problems.append(f"overrides[{i}].where: {_no_match(override, trials.values())}")
     for trial in trials.values():
@@ -87,6 +97,11 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     order = sorted(trials.values(), key=lambda t: t.objective is not None)  # stable: baselines first
     merged = {key: labels for key, labels in cells.items() if len(labels) > 1}
     return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
+
+
+def _matches(where: Where, backbone: BackboneSpec, task: TaskSpec, objective: ObjectiveSpec | None) -> bool:
+    names = (None,) if objective is None else (None, objective.name, objective.label)
+    return where.backbone in (None, backbone.name) and where.task in (None, task.name) and where.objective in names
 
 
 class _Resolver:
@@ -137,34 +152,24 @@ class _Resolver:
         return self.seen.get(paths)
 
 
-def _train_settings(
-    spec: SweepSpec,
-    backbone: BackboneSpec,
-    task: TaskSpec,
-    objective: ObjectiveSpec | None,
-    used: set[int],
-    problems: list[str],
-) -> TrainSpec | None:
-    """The sweep's train settings with every override that matches this cell; later ones win."""
-    data: dict[str, Any] = spec.settings.train.model_dump()
+Matching = list[tuple[int, Override]]
+
+
+def _replaced(
+    model: type[Part], data: dict[str, Any], part: str, over: list[tuple[int, Override]], problems: list[str]
+) -> Part | None:
+    """The sweep's settings of `part` with the overrides that match a cell; later ones win."""
     last = None
-    for i, override in enumerate(spec.settings.overrides):
-        where = override.where
-        if where.backbone not in (None, backbone.name) or where.task not in (None, task.name):
-            continue
-        if where.objective is not None and (
-            objective is None or where.objective not in (objective.name, objective.label)
-        ):
-            continue
-        used.add(i)
-        last = i
-        if {"steps", "epochs"} & override.train.keys():
-            data |= {"steps": None, "epochs": None}
-        data |= override.train
+    for i, override in over:
+        fields = getattr(override, part)
+        if {"steps", "epochs"} & fields.keys():
+            data |= {"steps": None, "epochs": None}  # one or the other
+        data |= fields
+        last = i if fields else last
     try:
-        return TrainSpec.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        problems += readable(error, f"overrides[{last}].train")
+        problems += readable(error, part if last is None else f"overrides[{last}].{part}")
         return None
 
 

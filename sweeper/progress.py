@@ -40,6 +40,10 @@ class Progress:
                 flush=True,
             )
 
+    def line(self, text: str) -> None:
+        """Something that a person should know."""
+        print(text, flush=True)
+
     def _left(self) -> str:
         since = self.done - self.at_start - 1  # counted from the first end: bringing Ray up is over by then
         rest = len(self.trials) - self.done

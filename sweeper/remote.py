@@ -68,6 +68,13 @@ def ask(cluster: Cluster, arguments: list[str], env: dict[str, str], ship: bool)
         return cluster.run(arguments, folder, env)
 
 
+@contextmanager
+def streamed(cluster: Cluster, arguments: list[str], env: dict[str, str], ship: bool) -> Iterator[Iterator[str]]:
+    """What a command on the cluster prints, as it comes; leaving the block ends it there."""
+    with bundle(None, ship) as folder, cluster.streamed(arguments, folder, env) as lines:
+        yield lines
+
+
 def job_facts(job: Job) -> dict[str, object]:
     return {"sweep": job.sweep, "job": job.id, "status": job.status, "message": job.message, "started": job.started}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import connected
-from cluster.resources import lanes_that_fit
+from cluster.connect import connected, nodes
+from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_hub, convert_gguf
 from jobs.pretrain import pretrain
 from jobs.spec import TrialSpec
 from jobs.tasks import load_task
+from sweeper import control
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.results import status_of
@@ -24,8 +27,9 @@ TUNE_DIR = "tune"
 
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
-    """What is still to do: trials without a last word, and those that failed."""
-    return [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
+    """What is still to do: trials without a last word, and those that failed; the largest first, like beside like."""
+    todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
+    return sorted(todo, key=_shape, reverse=True)
 
 
 def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path) -> int:
@@ -40,7 +44,7 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         with TrackingThread(store, name, uri) as tracking:
             if pending:
                 with connected(address):
-                    _tune(plan, pending, store, say)
+                    _tune(plan, pending, store, say, address)
         if tracking.error is not None:
             print(
                 f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
@@ -73,25 +77,29 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
             pretrain(root, name, steps, progress)
 
 
-def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> None:
+def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None) -> None:
     import ray
     from ray import tune
 
+    from cluster.broker import Share
     from sweeper.board import Board
     from sweeper.cell import Cell
     from sweeper.lanes import LanePool
     from sweeper.scheduler import make_scheduler
 
     settings = plan.spec.settings
-    execution = settings.execution
-    fit = lanes_that_fit(
-        ray.cluster_resources(), execution.workers, execution.cpus_per_worker, execution.gpus_per_worker
-    )
-    count = min(fit, len(pending), settings.concurrency or fit)
     scheduler = make_scheduler(plan)
+    shapes = {trial.key: _shape(trial) for trial in pending}
     specs = {trial.key: trial.model_dump_json() for trial in pending}
-    board: Any = ray.remote(num_cpus=0)(Board).remote(specs, scheduler is not None, None if settings.lanes else 1)
-    with LanePool(board, store.root, settings.name, execution, count):
+    board: Any = ray.remote(num_cpus=0)(Board).remote(
+        specs, shapes, scheduler is not None, None if settings.lanes else 1
+    )
+    count = _most_lanes(set(shapes.values()), settings.concurrency or len(pending), grows=address is not None)
+    share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
+    with LanePool(
+        board, store.root, settings.name, share, settings.concurrency,
+        partial(control.stop_requests, store, settings.name), say.line,
+    ):  # fmt: skip
         prepare(pending, store.root)  # while the lanes come up
         for trial in pending:
             store.trial(trial.key).reopen()
@@ -120,6 +128,20 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress) -> 
     shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
 
 
+def _shape(trial: TrialSpec) -> Shape:
+    execution = trial.execution
+    return Shape(execution.workers, execution.cpus_per_worker, execution.gpus_per_worker)
+
+
+def _most_lanes(shapes: set[Shape], most: int, grows: bool) -> int:
+    """Lanes that there may be at once, over all shapes; a cluster may come to twice its size while the sweep runs.
+
+    Raises PlacementError where a shape can never be placed.
+    """
+    fit = max([lanes_that_fit(nodes(), shape) for shape in sorted(shapes)])
+    return min(most, 2 * fit if grows else fit)
+
+
 def _callback(store: Store, say: Progress) -> Any:
     from ray import tune
 
@@ -131,6 +153,8 @@ def _callback(store: Store, say: Progress) -> Any:
             folder = store.trial(key)
             if result.get("status") == "failed" and folder.result() is None:
                 folder.finish("failed", error=last_lines(str(result["error"])))
+            if result.get("status") == "stopped" and folder.result() is None:  # by hand, while its worker had died
+                folder.finish("stopped", by="hand", step=int(result.get("step", 0)))
             say.ended(key, status_of(folder.result()), result)
 
     return Ends()

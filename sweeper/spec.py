@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, Positive, TaskSpec, TrainSpec
 from jobs.strict import Strict, nearest
@@ -55,7 +55,14 @@ class Where(Strict):
 
 class Override(Strict):
     where: Where
-    train: dict[str, Any] = Field(description="fields of train to replace")
+    train: dict[str, Any] = Field({}, description="fields of train to replace")
+    execution: dict[str, Any] = Field({}, description="fields of execution to replace")
+
+    @model_validator(mode="after")
+    def _replaces_something(self) -> Override:
+        if not self.train and not self.execution:
+            raise ValueError("replaces nothing; give train or execution the fields to replace")
+        return self
 
 
 class Settings(Strict):
@@ -68,6 +75,7 @@ class Settings(Strict):
     scheduler: SchedulerSpec = SchedulerSpec()
     overrides: tuple[Override, ...] = ()
     concurrency: Positive | None = Field(None, description="trials at once; without it, as many as fit")
+    priority: float = Field(1.0, gt=0, description="weight beside other sweeps on the same cluster")
     max_failures: int = Field(1, ge=0, description="how often a trial whose worker died is started again")
     lanes: bool = Field(True, description="workers stay up and serve one trial after another")
 

@@ -58,6 +58,16 @@ class Store:
         rows = self.plan(name)["trials"]
         return {row["key"]: TrialSpec.model_validate({k: v for k, v in row.items() if k != "key"}) for row in rows}
 
+    def find_trial(self, name: str, beginning: str) -> str:
+        """The one trial of a sweep whose key begins so. Raises StoreError."""
+        found = [key for key in self.trials(name) if key.startswith(beginning)]
+        if beginning in found:
+            return beginning
+        if len(found) != 1:
+            what = "no trial" if not found else f"{len(found)} trials"
+            raise StoreError(f"{what} of '{name}' begin with '{beginning}'; sweeper status {name} --json names them")
+        return found[0]
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """One driver a sweep on this storage; the lock goes with the process that holds it."""

@@ -10,7 +10,7 @@ from typing import Any
 from sweeper.estimate import estimate, measured_seconds
 from sweeper.plan import Plan
 from sweeper.results import status_of
-from sweeper.store import Store, StoreError
+from sweeper.store import Store
 
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
                 "objective": trial.objective_label,
                 "seed": trial.seed if trial.objective else None,
                 "steps": trial.train.steps if trial.objective else 0,
+                "workers": trial.execution.workers,
                 "status": status_of(store.trial(trial.key).result()),
                 "tokens": cost.tokens,
                 "memory_bytes": cost.memory_bytes,
@@ -40,7 +41,6 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "cells": plan.num_cells,
         "merged": plan.merged,
         "notes": plan.notes,
-        "workers": plan.spec.settings.execution.workers,
         "trials": trials,
     }
 
@@ -115,11 +115,7 @@ def print_status(facts: dict[str, Any]) -> None:
 
 def trial_log(store: Store, sweep: str, trial: str, follow: bool) -> Iterator[str]:
     """A line a recorded row, then the failures; with `follow` until the trial is over. Raises StoreError."""
-    found = [key for key in store.trials(sweep) if key.startswith(trial)]
-    if len(found) != 1:
-        what = "no trial" if not found else f"{len(found)} trials"
-        raise StoreError(f"{what} of '{sweep}' begin with '{trial}'; sweeper status {sweep} --json names them")
-    folder, offset = store.trial(found[0]), 0
+    folder, offset = store.trial(store.find_trial(sweep, trial)), 0
     while True:
         over = folder.result() is not None
         rows, offset = folder.rows_from(offset)

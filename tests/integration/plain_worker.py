@@ -21,9 +21,10 @@ def run(job: dict[str, str], root: Path) -> None:
     out, stop_at = Path(job["out"]), job.get("stop_at")
     rows: list[Row] = []
 
-    def report(row: Row, save: Save | None) -> bool:
+    def report(row: Row, save: Save | None, due: bool) -> bool:
         rows.append(row)
-        if stop_at is not None and save is not None:
+        if stop_at is not None and due:
+            assert save is not None
             save(out / "checkpoint")
             return False
         return True

@@ -41,7 +41,7 @@ def run(spec: TrialSpec, root: Path) -> tuple[list[dict[str, float]], dict[str, 
     rows: list[dict[str, float]] = []
     facts: dict[str, Any] = {}
 
-    def report(row: dict[str, float], _save: Any) -> bool:
+    def report(row: dict[str, float], _save: Any, _due: bool) -> bool:
         rows.append(row)
         return True
 

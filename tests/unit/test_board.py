@@ -13,8 +13,12 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 5))
 
 
-def board(wait: bool = False, jobs_per_lane: int | None = None) -> Board:
-    return Board({"a": "{}", "b": "{}"}, wait, jobs_per_lane)
+def board(wait: bool = False, jobs_per_lane: int | None = None, big: tuple[str, ...] = ()) -> Board:
+    """Two trials; those in `big` need a lane of another shape."""
+    shapes = {key: "big" if key in big else "small" for key in ("a", "b")}
+    made = Board({"a": "{}", "b": "{}"}, shapes, wait, jobs_per_lane)
+    made.lane_shape = {"lane": "small", "other": "small", "wide": "big"}
+    return made
 
 
 def test_both_ranks_of_a_lane_get_the_same_trial() -> None:
@@ -94,6 +98,114 @@ def test_a_trial_cancelled_before_its_start_is_not_run() -> None:
         b = board()
         await b.post("a")
         await b.cancel("a")
-        assert await b.num_posted() == 0
+        waiting = asyncio.create_task(b.next_job("lane", 0))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        waiting.cancel()
+
+    run(scene())
+
+
+def test_a_lane_is_given_only_trials_of_its_shape() -> None:
+    async def scene() -> None:
+        b = board(big=("a",))
+        await b.post("a")
+        await b.post("b")
+        assert (await b.next_job("lane", 0) or {})["key"] == "b"
+        assert (await b.next_job("wide", 0) or {})["key"] == "a"
+        assert (await b.state()).left == {"big": 1, "small": 1}
+
+    run(scene())
+
+
+def test_a_lane_that_must_go_gives_its_trial_back_to_the_next() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.post("b")
+        await b.next_job("lane", 0)
+        await b.close("lane", break_off=True)
+        assert await b.next_word("lane", 0) == "a"
+        assert await b.gave_back("a") is False  # not its end
+        assert (await b.state()).left == {"small": 2}
+        assert await b.next_job("lane", 1) is None
+        assert await b.lane_ended("lane", "killed when it was idle", died=True) is None
+        assert (await b.next_job("other", 0) or {})["key"] == "a"  # before b, which came later
+
+    run(scene())
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_trial_stopped_by_hand_ends_and_the_others_go_on(under_way: bool) -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        if under_way:
+            await b.next_job("lane", 0)
+        assert await b.drop("a") is under_way
+        if under_way:
+            assert await b.next_word("lane", 0) == "a"
+            assert await b.gave_back("a") is True  # the worker writes its last word
+            await b.say("a", {"kind": "stopped", "row": {}})
+        assert (await b.listen("a"))["kind"] == "stopped"
+        await b.post("b")
+        assert (await b.next_job("lane", int(under_way)) or {})["key"] == "b"
+
+    run(scene())
+
+
+def test_a_trial_stopped_by_hand_before_tune_knows_it_never_starts() -> None:
+    async def scene() -> None:
+        b = board()
+        assert await b.drop("a") is False
+        await b.post("a")
+        assert (await b.listen("a"))["kind"] == "stopped"
+        assert (await b.state()).left == {"small": 1}
+
+    run(scene())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_end_of_a_sweep_reaches_every_lane(at_once: bool) -> None:
+    async def scene() -> None:
+        b = board(wait=True)
+        await b.post("a")
+        await b.next_job("lane", 0)
+        verdict = asyncio.create_task(b.ask("a", {"kind": "row"}, wait=True))
+        await asyncio.sleep(0.01)
+        await b.end(at_once)
+        assert await verdict  # nobody judges it any more
+        assert await b.next_word("lane", 0) == (None if at_once else "a")
+        if not at_once:
+            await b.gave_back("a")
+            assert not b.posted
+            assert await b.next_job("other", 0) is None
+
+    run(scene())
+
+
+def test_when_no_lane_comes_up_every_trial_fails_with_the_reason() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.give_up("no room")
+        await b.post("b")
+        for key in "ab":
+            assert await b.listen(key) == {"kind": "failed", "error": "no room", "died": False}
+        assert (await b.state()).left == {}
+
+    run(scene())
+
+
+def test_a_trial_tried_again_after_a_death_counts_as_left() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.next_job("lane", 0)
+        await b.lane_ended("lane", "killed", died=True)
+        await b.post("a")
+        await b.next_job("other", 0)
+        assert (await b.state()).left == {"small": 2}
+        assert (await b.state()).busy == {"other": "a"}
 
     run(scene())

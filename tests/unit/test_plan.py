@@ -81,6 +81,14 @@ def test_keys_never_change_by_accident() -> None:
     assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_e600681b27f1"
 
 
+def test_an_override_gives_chosen_cells_more_workers_under_the_same_key() -> None:
+    plain = plan("[nll]")
+    wide = plan("[nll]", "overrides: [{where: {objective: nll}, execution: {workers: 2}}]\n")
+    assert [t.key for t in wide.trials] == [t.key for t in plain.trials]
+    assert {t.execution.workers for t in wide.trials if t.objective} == {2}
+    assert {t.execution.workers for t in wide.trials if not t.objective} == {1}
+
+
 def test_overrides_reach_the_cells_they_name_and_no_other() -> None:
     made = plan("[nll]", "overrides: [{where: {backbone: char-llama-10}, train: {lr: 5e-4, epochs: 2}}]\n")
     assert [(t.backbone.name, t.train.lr, t.train.steps, t.train.epochs) for t in made.trials[2:]] == [

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.resources import PlacementError, lanes_that_fit
 from jobs.engine import learning_rate
 from jobs.spec import TrainSpec, TrialSpec
 from jobs.zero import deepspeed_config, micro_batch_size
@@ -13,7 +12,7 @@ from jobs.zero import deepspeed_config, micro_batch_size
 ROOT = Path(__file__).parents[2]
 ALLOWED = {  # heavy package -> the files that may import it
     "ray": {
-        "cluster/connect.py", "cluster/submit.py", "jobs/worker.py",
+        "cluster/broker.py", "cluster/connect.py", "cluster/submit.py", "jobs/worker.py",
         "sweeper/run.py", "sweeper/cell.py", "sweeper/lanes.py", "sweeper/scheduler.py",
     },
     "deepspeed": set[str](),  # by name, in jobs/deepspeed_import.py
@@ -64,18 +63,6 @@ def test_imports_flow_one_way_and_heavy_ones_stay_in_their_files(path: Path) -> 
 
 def test_no_package_named_docker() -> None:
     assert not (ROOT / "docker" / "__init__.py").exists()  # it would shadow the Docker SDK that MLflow imports
-
-
-def test_lanes_are_limited_by_the_scarcest_resource() -> None:
-    assert lanes_that_fit({"CPU": 8, "GPU": 2}, workers=1, cpus=1, gpus=0.5) == 4
-    assert lanes_that_fit({"CPU": 3}, workers=2, cpus=1, gpus=0) == 1
-
-
-def test_a_trial_that_can_never_fit_names_the_resource() -> None:
-    with pytest.raises(PlacementError, match=r"a trial needs 4 CPU \(2 workers x 2\), the cluster has 3"):
-        lanes_that_fit({"CPU": 3}, workers=2, cpus=2, gpus=0)
-    with pytest.raises(PlacementError, match="needs 1 GPU .* the cluster has 0"):
-        lanes_that_fit({"CPU": 3}, workers=1, cpus=1, gpus=1)
 
 
 def test_the_batch_is_cut_over_workers_and_accumulation() -> None:

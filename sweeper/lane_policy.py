@@ -1,0 +1,96 @@
+"""Which lanes to open and which to close. Pure: what the pool of lanes does every second."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cluster.resources import Node, Shape
+from cluster.sharing import Claim
+
+PATIENCE_S = 3.0  # a grant that has shrunk for so long is meant; a running trial is then moved
+
+Lanes = list[tuple[Shape, int]]
+
+
+@dataclass
+class Lane:
+    """One worker group. up: its workers have come; key: the trial that it runs; excess_since: not granted any more."""
+
+    name: str
+    shape: Shape
+    opened: float
+    up: bool = False
+    key: str | None = None
+    asked_to_end: bool = False
+    excess_since: float | None = None
+
+
+@dataclass
+class Changes:
+    """open: shapes of new lanes; close: (name, whether to break off its trial)."""
+
+    open: list[Shape] = field(default_factory=list)
+    close: list[tuple[str, bool]] = field(default_factory=list)
+
+
+def lanes_wanted(left: Mapping[Shape, int], lanes: Sequence[Lane], most: int | None) -> tuple[Lanes, Lanes]:
+    """(lanes that trials are left for, idle lanes worth keeping if nobody needs the room), shapes in plan order."""
+    wants: Lanes = []
+    spare: Lanes = []
+    room = most if most is not None else sum(left.values())
+    have = Counter(lane.shape for lane in lanes if not lane.asked_to_end)
+    for shape, trials in left.items():
+        count = min(trials, room)
+        room -= count
+        wants.append((shape, count))
+        if have[shape] > count:
+            spare.append((shape, have[shape] - count))
+    return wants, spare
+
+
+def changes(granted: Mapping[Shape, int], wants: Mapping[Shape, int], lanes: Sequence[Lane], now: float) -> Changes:
+    """Towards what is granted: open lanes that trials are left for; close idle ones, then, with patience, busy ones."""
+    todo = Changes()
+    for shape in {**wants, **{lane.shape: 0 for lane in lanes}}:
+        mine = [lane for lane in lanes if lane.shape == shape and not lane.asked_to_end]
+        may = granted.get(shape, 0)
+        todo.open += [shape] * max(0, min(may, wants.get(shape, 0)) - len(mine))
+        # idle ones first, then those not yet up, then the youngest
+        order = sorted(mine, key=lambda lane: (lane.key is not None, lane.up, -lane.opened))
+        for lane in order[: max(0, len(mine) - may)]:
+            lane.excess_since = now if lane.excess_since is None else lane.excess_since
+            busy = lane.key is not None or not lane.up
+            if not busy or now - lane.excess_since >= PATIENCE_S:
+                todo.close.append((lane.name, True))
+        for lane in order[max(0, len(mine) - may) :]:
+            lane.excess_since = None
+    return todo
+
+
+def why_waiting(
+    wants: Lanes,
+    granted: Mapping[Shape, int],
+    lanes: Sequence[Lane],
+    free: Node,
+    unplaced: bool,
+    others: Sequence[Claim],
+) -> str:
+    """Why no trial runs, in a line that names the resource; empty where one does, or will in a moment.
+
+    free: what nobody has reserved, over the whole cluster; unplaced: workers that were asked for wait for room.
+    """
+    wanted = [shape for shape, count in wants if count]
+    if not wanted or any(lane.up for lane in lanes):
+        return ""
+    shape = wanted[0]
+    beside = ", ".join(f"{c.sweep} (priority {c.priority:g})" for c in others)
+    if not any(granted.values()) and beside:
+        return f"waiting for a share of the cluster: a trial needs {shape}; beside us: {beside}"
+    if lanes and unplaced:
+        have = " and ".join(f"{free.get(name, 0.0):g} {name}" for name in shape.each)
+        return (
+            f"waiting: a trial needs {shape}, free are {have}; {beside or 'others'} hold the rest, or nodes are coming"
+        )
+    return ""
