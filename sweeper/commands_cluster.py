@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper import commands_local
 from sweeper.options import (
@@ -20,6 +20,9 @@ from sweeper.options import (
     tracking_options,
 )
 from sweeper.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from cluster.submit import Job
 
 WATCH = """\
 Show a sweep while it runs: what is best so far for each backbone and task, what runs and how fast, what is left, what
@@ -65,6 +68,7 @@ def add_commands(commands: Any) -> None:
     spec_options(sub)
     tracking_options(sub)
     cluster_options(sub, needed=True)
+    sub.add_argument("-f", "--follow", action="store_true", help="print what the driver prints, until the sweep ends")
     json_option(sub)
     sub = add(commands, "resume", RESUME, resume)
     sweep_options(sub)
@@ -134,13 +138,23 @@ def submit(args: argparse.Namespace) -> int:
 
     plan = make_plan(load_sweep(args.spec), data_root)
     remote.check_paths(plan, [data_root, *([args.given_storage] if args.given_storage else [])])
-    job = remote.submit(_cluster(args), plan, _remote_options(args), {ON_CLUSTER: "1"}, not args.no_ship)
+    cluster = _cluster(args)
+    job = remote.submit(cluster, plan, _remote_options(args), {ON_CLUSTER: "1"}, not args.no_ship)
     if args.json:
         print(json.dumps(remote.job_facts(job) | {"trials": len(plan.trials)}, indent=1))
     else:
-        print(f"{job.id}: {len(plan.trials)} trials, submitted to {args.address}")
-        print(f"follow:  sweeper logs -f {job.sweep} --address {args.address}")
-    return 0
+        print(f"{job.id}: {len(plan.trials)} trials, submitted to {args.address}", flush=True)
+        print(f"follow:  sweeper logs -f {job.sweep} --address {args.address}", flush=True)
+    if not args.follow:
+        return 0
+    for text in cluster.follow(job):
+        print(text, end="", flush=True)
+    return _exit_status(cluster.wait(job.sweep))
+
+
+def _exit_status(job: Job) -> int:
+    """Of a sweep's driver: 0 all trials done, 1 not, 2 the input was wrong there."""
+    return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -177,9 +191,12 @@ def stop(args: argparse.Namespace) -> int:
 
 def wait(args: argparse.Namespace) -> int:
     if is_remote(args):
-        job = _cluster(args).wait(args.sweep)
+        cluster = _cluster(args)
+        job = cluster.wait(args.sweep)
         print(f"{job.id}: {job.status}")
-        return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")
+        if status := _exit_status(job):
+            print("".join(cluster.logs(job).splitlines(keepends=True)[-5:]), end="", file=sys.stderr)
+        return status
     from sweeper import control
 
     control.wait(Store(args.storage), args.sweep)

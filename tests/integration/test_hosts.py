@@ -1,0 +1,129 @@
+"""Three hosts of network namespaces: more two-worker trials than slots, three slots, and one cable cut for good.
+
+Needs root and `../shared/container-lab/hosts.sh`; nothing can leave the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper.store import Store
+
+from .conftest import ROOT, environment, until, write_spec
+
+LAB = ROOT.parent / "shared" / "container-lab" / "hosts.sh"
+HEAD = "10.77.0.1"
+NUM_HOSTS = 3
+pytestmark = pytest.mark.skipif(
+    not LAB.exists() or os.geteuid() != 0, reason="needs root and ../shared/container-lab/hosts.sh"
+)
+
+
+class Hosts:
+    """Host 1 is the head; every host computes with one CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        token = folder / "token"
+        token.write_text("b" * 64)
+        token.chmod(0o600)
+        self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.env = environment() | self.secret | {
+            "TMPDIR": str(folder), "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "3",
+        }  # fmt: skip
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.lab("up", NUM_HOSTS)
+        self.ray(1, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--include-dashboard=true")
+        until("the head", lambda: self.jobs_api().returncode == 0, timeout_s=120)
+        for number in range(2, NUM_HOSTS + 1):
+            self.ray(number, f"--address={HEAD}:6379")
+
+    def lab(self, *args: object) -> None:
+        subprocess.run([LAB, *map(str, args)], env=self.env, check=True, capture_output=True)
+
+    def ray(self, number: int, *options: str) -> None:
+        program = Path(sys.executable).parent / "ray"
+        command = [LAB, "run", str(number), program, "start", "--block", "--num-cpus=1", "--disable-usage-stats",
+                   f"--node-ip-address=10.77.0.{number}", "--object-store-memory=100000000", *options]  # fmt: skip
+        self.processes.append(
+            subprocess.Popen(command, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+
+    def inside(self, *command: object) -> subprocess.CompletedProcess[str]:
+        """A command on the head's network."""
+        return subprocess.run(
+            ["ip", "netns", "exec", "sweep-h1", sys.executable, *map(str, command)],
+            cwd=ROOT, env=environment() | self.secret, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+
+    def jobs_api(self) -> subprocess.CompletedProcess[str]:
+        return self.inside("-c", f"import urllib.request as u; u.urlopen('http://{HEAD}:8265/api/version', timeout=5)")
+
+    def trains(self, number: int) -> bool:
+        """Whether a Ray Train worker is on that host."""
+        found = subprocess.run(
+            ["ip", "netns", "pids", f"sweep-h{number}"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        names = [Path(f"/proc/{pid}/cmdline") for pid in found]
+        return any(b"RayTrainWorker" in name.read_bytes() for name in names if name.exists())
+
+    def down(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()  # the whole host goes with it
+            process.wait()
+        self.lab("down", NUM_HOSTS)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    made = Hosts(tmp_path)
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+def test_a_cable_cut_for_good_costs_no_trial(hosts: Hosts, storage: Path, tmp_path: Path) -> None:
+    spec = write_spec(
+        tmp_path, name="hosts", execution={"workers": 2},
+        train={"lr": 1e-3, "batch_size": 32, "steps": 300, "max_length": 32, "checkpoint_every": 20},
+    )  # fmt: skip
+    where = ["--address", f"http://{HEAD}:8265", "--python", sys.executable, "--storage", storage]
+    submitted = hosts.inside("-m", "sweeper", "submit", spec, *where)
+    assert submitted.returncode == 0, submitted.stderr
+
+    store = Store(storage)
+    key = until("two hosts in the middle of a trial", lambda: in_the_middle(store))
+    victim = next(number for number in (2, 3) if hosts.trains(number))
+    assert sum(hosts.trains(number) for number in range(1, NUM_HOSTS + 1)) == 2  # three slots: one stays empty
+    hosts.lab("cut", victim)
+    until("the loss to be known", lambda: store.trial(key).failures())
+
+    ended = hosts.inside("-m", "sweeper", "wait", "hosts", *where)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results: dict[str, Any] = {key: store.trial(key).result() for key in store.trials("hosts")}
+    assert {r["status"] for r in results.values()} == {"finished"}
+    assert {r["workers"] for r in results.values()} == {2}
+    assert results[key]["resumed_from"]
+    steps = [row["step"] for row in store.trial(key).rows()]
+    assert steps == sorted(set(steps))  # no row twice, none out of turn
+    listed = hosts.inside("-m", "sweeper", "list", *where, "--json")
+    assert [job["status"] for job in json.loads(listed.stdout)] == ["SUCCEEDED"]
+
+
+def in_the_middle(store: Store) -> str | None:
+    if not (store.sweep_dir("hosts") / "plan.json").exists():
+        return None
+    for key in store.trials("hosts"):
+        folder = store.trial(key)
+        if folder.result() is None and folder.checkpoints() and folder.rows()[-1]["step"] >= 60:
+            return key
+    return None
