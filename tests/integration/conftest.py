@@ -15,15 +15,32 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .container_engine import Engine
+
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
+
+
+LAST = "test_compose.py"  # its image is built in the background while the others run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
+    items.sort(key=lambda item: item.path.name == LAST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def containers(request: pytest.FixtureRequest) -> Iterator[Engine | None]:
+    """The container engine with our image, being made from the first test on; None where it cannot or need not be."""
+    if not any(item.path.name == LAST for item in request.session.items):
+        yield None
+        return
+    engine = Engine()
+    yield engine
+    engine.stop()
 
 
 @pytest.fixture(scope="session")

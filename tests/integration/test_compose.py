@@ -1,19 +1,16 @@
 """docker/ for real: the image built, head, two workers, MLflow and database up, a worker killed in the middle.
 
 An engine that is there is used as it is. Where there is none, `../shared/container-lab` brings one up (root only);
-where that is missing too, this is skipped. From nothing it takes some ten minutes, most of it the image.
+where that is missing too, this is skipped. The image takes some eight minutes from nothing, beside the other tests.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,9 +20,8 @@ from typing import Any
 import pytest
 
 from .conftest import ROOT, environment, free_port, until, write_spec
+from .container_engine import IMAGE, Engine
 
-LAB = ROOT.parent / "shared" / "container-lab" / "engine.sh"
-IMAGE = "objective-continuum:test"
 SECRETS = ("ray_token", "db_password", "mlflow_password", "mlflow_key")
 pytestmark = pytest.mark.timeout(2400)
 
@@ -36,52 +32,12 @@ def lap(what: str, since: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[dict[str, str]]:
+def engine(containers: Engine | None) -> dict[str, str]:
     """The environment in which `docker` finds an engine that has our image."""
-    at = time.monotonic()
-    plain = {k: v for k, v in os.environ.items() if k != "COMPOSE_PROJECT_NAME"}
-    if has_engine(plain):
-        command = ["docker", "build", "--file", "docker/Dockerfile", "--tag", IMAGE, "."]
-        subprocess.run(command, cwd=ROOT, env=plain, check=True)
-        lap("image", at)
-        yield plain
-        return
-    if not LAB.exists() or os.geteuid() != 0:
-        pytest.skip("no container engine, and none can be brought up: ../shared/container-lab is missing, or not root")
-    lab = plain | lab_settings()
-    exports = subprocess.run([LAB, "env"], env=lab, capture_output=True, text=True, check=True).stdout
-    lab |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
-    running = has_engine(lab)
-    try:
-        for stage in ("deps", "daemon", "base", "postgres", "wheels", "image"):
-            done = subprocess.run([LAB, stage], env=lab, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{stage}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-            at = lap(stage, at)
-        yield lab
-    finally:
-        if not running:
-            subprocess.run([LAB, "stop"], env=lab, check=False)
-
-
-def has_engine(env: dict[str, str]) -> bool:
-    if shutil.which("docker") is None:
-        return False
-    return subprocess.run(["docker", "version"], env=env, capture_output=True, check=False).returncode == 0
-
-
-def lab_settings() -> dict[str, str]:
-    """What the lab's engine.sh needs to build docker/Dockerfile: the wheels that its pip will ask for."""
-    work = Path(tempfile.gettempdir()) / "container-lab"
-    work.mkdir(exist_ok=True)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["gguf"], *extras["server"], "setuptools>=77"]
-    (work / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
-    (work / "requirements.txt").write_text("\n".join([f"-c {work / 'constraints.txt'}", *wanted]) + "\n")
-    return {
-        "LAB_WORK": str(work), "LAB_CTX": str(ROOT), "LAB_DOCKERFILE": str(ROOT / "docker" / "Dockerfile"),
-        "LAB_REQ": str(work / "requirements.txt"), "LAB_IMAGE": IMAGE, "LAB_PIP": f"{sys.executable} -m pip",
-    }  # fmt: skip
+    assert containers is not None
+    if containers.missing:
+        pytest.skip(containers.missing)
+    return containers.ready()
 
 
 class Compose:

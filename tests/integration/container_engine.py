@@ -1,0 +1,80 @@
+"""A container engine for the tests: the one that is there, else one that `../shared/container-lab` brings up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LAB = ROOT.parent / "shared" / "container-lab" / "engine.sh"
+IMAGE = "objective-continuum:test"
+
+
+class Engine:
+    """Builds the project's image in the background. `ready` waits for it."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.env = {k: v for k, v in os.environ.items() if k != "COMPOSE_PROJECT_NAME"}
+        self.missing, self.stops, self.build = "", False, None
+        if has_engine(self.env):
+            command = ["docker", "build", "--file", "docker/Dockerfile", "--tag", IMAGE, "."]
+        elif LAB.exists() and os.geteuid() == 0:
+            self.env |= lab_settings()
+            exports = subprocess.run([LAB, "env"], env=self.env, capture_output=True, text=True, check=True).stdout
+            self.env |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
+            self.stops = not has_engine(self.env)
+            command = [str(LAB), "deps", "daemon", "base", "postgres", "wheels", "image"]
+        else:
+            self.missing = (
+                "no container engine, and none can be brought up: ../shared/container-lab is missing, or not root"
+            )
+            return
+        self.log = Path(tempfile.mkdtemp()) / "image.log"
+        with self.log.open("w") as log:
+            self.build = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT)
+
+    def ready(self) -> dict[str, str]:
+        """The environment in which `docker` finds the image. Raises AssertionError with the end of the log."""
+        assert self.build is not None
+        waited = time.monotonic()
+        code = self.build.wait()
+        text = self.log.read_text()
+        assert code == 0, text[-4000:]
+        took, waited = time.monotonic() - self.started, time.monotonic() - waited
+        print(f"image ready {took:.0f} s after the first test began, waited for {waited:.0f} s\n{text[-600:]}")
+        return self.env
+
+    def stop(self) -> None:
+        if self.build is not None and self.build.poll() is None:
+            self.build.terminate()
+            self.build.wait()
+        if self.stops:
+            subprocess.run([LAB, "stop"], env=self.env, check=False)
+
+
+def has_engine(env: dict[str, str]) -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "version"], env=env, capture_output=True, check=False).returncode == 0
+
+
+def lab_settings() -> dict[str, str]:
+    """What the lab's engine.sh needs to build docker/Dockerfile: the wheels that its pip will ask for."""
+    work = Path(tempfile.gettempdir()) / "container-lab"
+    work.mkdir(exist_ok=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["gguf"], *extras["server"], "setuptools>=77"]
+    (work / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
+    (work / "requirements.txt").write_text("\n".join([f"-c {work / 'constraints.txt'}", *wanted]) + "\n")
+    return {
+        "LAB_WORK": str(work), "LAB_CTX": str(ROOT), "LAB_DOCKERFILE": str(ROOT / "docker" / "Dockerfile"),
+        "LAB_REQ": str(work / "requirements.txt"), "LAB_IMAGE": IMAGE, "LAB_PIP": f"{sys.executable} -m pip",
+    }  # fmt: skip
