@@ -82,6 +82,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     from ray import tune
 
     from cluster.broker import Share
+    from sweeper import watch
     from sweeper.board import Board
     from sweeper.cell import Cell
     from sweeper.lanes import LanePool
@@ -124,7 +125,8 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        with watch.beside(store, settings.name):
+            tuner.fit()
     shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
 
 
