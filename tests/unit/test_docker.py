@@ -44,6 +44,6 @@ def test_the_gpu_file_overrides_services_that_exist() -> None:
 
 def test_the_image_is_pinned_and_its_user_is_not_root() -> None:
     text = (DOCKER / "Dockerfile").read_text()
-    assert "pip install --no-cache-dir -c constraints.txt" in text
+    assert "-c constraints.txt -r requirements.txt" in text
     assert re.findall("^USER (.*)$", text, re.MULTILINE) == ["sweeper"]
     assert re.findall("^FROM \\S+ AS (.*)$", text, re.MULTILINE) == ["built", "gpu", "cpu"]
