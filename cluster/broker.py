@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.connect import HEAD
 from cluster.resources import Node, Shape
 from cluster.sharing import Claim, Grant, shares
 
@@ -68,7 +69,11 @@ class Share:
         import ray
 
         try:
-            broker = ray.remote(num_cpus=0)(Broker).options(name=NAME, namespace=NAMESPACE, get_if_exists=True).remote()
+            broker = (
+                ray.remote(num_cpus=0, resources=HEAD)(Broker)
+                .options(name=NAME, namespace=NAMESPACE, get_if_exists=True)
+                .remote()
+            )
             return ray.get(getattr(broker, method).remote(*arguments), timeout=ANSWER_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return None  # its driver has just gone; the next heartbeat makes another

@@ -24,6 +24,7 @@ RAY_ENV = {
 }
 
 
+HEAD = {"node:__internal_head__": 0.0001}  # Ray's name for the head: an actor that asks for a bit of it runs there
 MOST_NODES = 1000  # of one group of an autoscaler, where it names no bound
 
 

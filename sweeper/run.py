@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import connected, nodes
+from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_hub, convert_gguf
 from jobs.pretrain import pretrain
@@ -92,7 +92,8 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     scheduler = make_scheduler(plan)
     shapes = {trial.key: _shape(trial) for trial in pending}
     specs = {trial.key: trial.model_dump_json() for trial in pending}
-    board: Any = ray.remote(num_cpus=0)(Board).remote(
+    # on the head, which a sweep cannot do without; any other node may go
+    board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
         specs, shapes, scheduler is not None, None if settings.lanes else 1
     )
     count = _most_lanes(set(shapes.values()), settings.concurrency or len(pending), grows=address is not None)
@@ -107,7 +108,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
-                {"cpu": 0, "node:__internal_head__": 0.0001},  # waits, computes nothing; a bundle may not be empty
+                {"cpu": 0, **HEAD},  # waits, computes nothing; a bundle may not be empty
             ),
             param_space={"key": tune.grid_search(list(specs))},
             tune_config=tune.TuneConfig(

@@ -23,7 +23,9 @@ class Engine:
         self.started = time.monotonic()
         self.env = {k: v for k, v in os.environ.items() if k != "COMPOSE_PROJECT_NAME"}
         self.missing, self.stops, self.build = "", False, None
-        if has_engine(self.env):
+        if os.environ.get("TEST_IMAGE_IS_BUILT") and has_engine(self.env):
+            command = ["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE]  # while working on this test
+        elif has_engine(self.env):
             command = ["docker", "build", "--file", "docker/Dockerfile", "--tag", IMAGE, "."]
         elif LAB.exists() and os.geteuid() == 0:
             self.env |= lab_settings()
