@@ -57,7 +57,7 @@ def local(values: Values, place: Local) -> dict[str, Any]:
         "idle_timeout_minutes": values.idle_minutes,
         "provider": {"type": "local", "head_ip": place.head_ip, "worker_ips": list(place.worker_ips)},
         "auth": {"ssh_user": place.ssh_user, "ssh_private_key": place.ssh_private_key},
-        **_common(values, place.python),
+        **_common(values, place.python, grows=False),
     }
 
 
@@ -90,11 +90,11 @@ def _workers(group: WorkerGroup) -> dict[str, Any]:
     return {"min_workers": group.min, "max_workers": group.max, "resources": amount}
 
 
-def _common(values: Values, python: str) -> dict[str, Any]:
+def _common(values: Values, python: str, grows: bool = True) -> dict[str, Any]:
     login = values.mlflow.credentials_file
     setup = [
         f"chmod 600 {TOKEN}" + (f" {MLFLOW_LOGIN}" if login else ""),
-        f"printf '%s\\n' {_lines(environment(values) | {'RAY_AUTH_MODE': 'token'})} > {ENV_FILE}",
+        f"printf '%s\\n' {_lines(environment(values, grows) | {'RAY_AUTH_MODE': 'token'})} > {ENV_FILE}",
         f"test -x {VENV}/bin/python || {shlex.quote(python)} -m venv {VENV}",
         _pip(CHECKOUT),
     ]

@@ -8,8 +8,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cluster.fields import Count, Label, Positive, RayVersion, SharedPath, Text, TrackingUri
+from cluster.growth import GROWS_TO, declare
 from cluster.places import Aws, Gcp, Kubernetes, Local
 from cluster.strict import Strict, nearest
+
+NODE_START_S = 600  # a machine and its image may take that long; Ray Train's own 60 s would ask again and again
 
 Target = Literal["kuberay", "aws", "gcp", "local"]
 TARGETS: tuple[Target, ...] = ("kuberay", "aws", "gcp", "local")
@@ -133,13 +136,20 @@ class Values(Strict):
         return self
 
 
-def environment(values: Values) -> dict[str, str]:
-    """Where storage, data and MLflow are, for every node: the one place from which all files take it."""
+def environment(values: Values, grows: bool = True) -> dict[str, str]:
+    """Where storage, data and MLflow are, for every node: the one place from which all files take it.
+
+    grows: nodes come and go with the demand, between `min` and `max`.
+    """
     mlflow = values.mlflow.tracking_uri
-    return {
+    variables = {
         "SWEEPER_STORAGE": values.storage.path,
         "SWEEPER_DATA": values.data_root,
         "SWEEPER_ON_CLUSTER": "1",  # a job's own folder is never the storage
         **({"MLFLOW_TRACKING_URI": mlflow} if mlflow else {}),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if grows:
+        variables[GROWS_TO] = declare((group.max, group.cpus, group.gpus) for group in values.workers)
+        variables["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(NODE_START_S)
+    return variables

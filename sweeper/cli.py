@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from cluster.growth import GrowthError
 from cluster.resources import PlacementError
 from cluster.strict import ValuesError
 from jobs.backbone import BackboneError
@@ -17,7 +18,16 @@ from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
 
-INPUT_ERRORS = (SpecError, TaskError, BackboneError, StoreError, PlacementError, ValuesError, ConnectionError)
+INPUT_ERRORS = (
+    SpecError,
+    TaskError,
+    BackboneError,
+    StoreError,
+    PlacementError,
+    ValuesError,
+    GrowthError,
+    ConnectionError,
+)
 
 DESCRIPTION = """\
 Which SFT objective should I use for this backbone on this task? Measure it.

@@ -24,6 +24,7 @@ import jsonschema
 import pytest
 import yaml
 
+from cluster.growth import GROWS_TO, GrowthError, possible_nodes
 from cluster.pods import PART_OF
 from cluster.render import load_values, render, targets
 from cluster.strict import ValuesError, parse
@@ -285,9 +286,18 @@ def test_one_environment_everywhere(tmp_path: Path) -> None:
             check=True,
         )
         found = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
-        assert environment(values).items() <= found.items()
+        assert environment(values, grows="local" not in name).items() <= found.items()
         assert found["RAY_AUTH_MODE"] == "token"
         assert "OMP_NUM_THREADS" not in found
+
+
+def test_what_the_cluster_may_grow_to_is_declared_where_nodes_come_and_go() -> None:
+    found = possible_nodes(of_kind("ConfigMap")[0]["data"])
+    assert found == [{"CPU": 8.0, "GPU": 1.0}] * 8 + [{"CPU": 64.0, "GPU": 8.0}] * 2
+    assert GROWS_TO not in FILES["launcher/local.yaml"]  # these machines are counted by Ray
+    assert possible_nodes({}) == []
+    with pytest.raises(GrowthError, match=r"SWEEPER_GROWS_TO: a list such as .* is expected, got '8 nodes'"):
+        possible_nodes({GROWS_TO: "8 nodes"})
 
 
 def test_a_host_whose_storage_is_not_there_ends_with_the_reason(tmp_path: Path) -> None:
