@@ -18,11 +18,12 @@ import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from cluster.growth import GROWS_TO, GrowthError, possible_nodes
 from cluster.pods import PART_OF
@@ -393,6 +394,25 @@ def test_a_job_whose_sweep_names_files_outside_the_storage_is_refused(
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     assert main(["cluster", "render", "--values", str(tmp_path / "values.yaml"), "--only", "kuberay"]) == 2
     assert "/etc/passwords.jsonl lies outside /shared/data and /shared" in capsys.readouterr().err
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the values, dotted; lists and optional parts as what they hold."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = [t for t in inside(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+        found += [key for t in inner for key in keys(t, f"{prefix}{name}.")] or [f"{prefix}{name}"]
+    return found
+
+
+def inside(kind: Any) -> list[Any]:
+    return [kind, *(part for argument in get_args(kind) for part in inside(argument))]
+
+
+def test_every_key_is_explained() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert len(keys(Values)) > 50
+    assert [key for key in keys(Values) if f"`{key}`" not in page] == []
 
 
 def test_a_cluster_command_that_is_not_there_lists_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
