@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from cluster.growth import possible_nodes
+
 # The poll decides how soon an end or a death is seen; Ray Train's own 2 s would cost each trial a second.
 RAY_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -25,7 +27,6 @@ RAY_ENV = {
 
 
 HEAD = {"node:__internal_head__": 0.0001}  # Ray's name for the head: an actor that asks for a bit of it runs there
-MOST_NODES = 1000  # of one group of an autoscaler, where it names no bound
 
 
 class ConnectError(ConnectionError):
@@ -71,17 +72,11 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
 
 
 def nodes() -> list[dict[str, float]]:
-    """CPU and GPU of every living node, and of those that the cluster's autoscaler may add."""
+    """CPU and GPU of every node that there may be: as the cluster's files declare it, else of every living one."""
     import ray
 
     alive = [_computes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    config = ray._private.state.state.get_cluster_config()  # no public way; absent where nothing scales
-    possible = [
-        _computes(group.resources)
-        for group in (config.node_group_configs if config is not None else ())
-        for _ in range(min(max(group.max_count, 1), MOST_NODES))
-    ]
-    return possible or alive
+    return possible_nodes(os.environ) or alive
 
 
 def _computes(resources: Mapping[str, float]) -> dict[str, float]:

@@ -8,15 +8,26 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from cluster.growth import GrowthError
 from cluster.resources import PlacementError
+from cluster.strict import ValuesError
 from jobs.backbone import BackboneError
 from jobs.tasks import TaskError
-from sweeper import commands_cluster, commands_local
+from sweeper import commands_cluster, commands_local, commands_render
 from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
 
-INPUT_ERRORS = (SpecError, TaskError, BackboneError, StoreError, PlacementError, ConnectionError)
+INPUT_ERRORS = (
+    SpecError,
+    TaskError,
+    BackboneError,
+    StoreError,
+    PlacementError,
+    ValuesError,
+    GrowthError,
+    ConnectionError,
+)
 
 DESCRIPTION = """\
 Which SFT objective should I use for this backbone on this task? Measure it.
@@ -35,6 +46,8 @@ On a cluster: submit instead of run; then status, logs, stop, resume, wait, list
 
   sweeper submit my-sweep.yaml --address http://HEAD:8265 --storage /shared/sweeps
   sweeper logs -f my-sweep --address http://HEAD:8265
+
+A cluster for it: sweeper cluster render writes files for Kubernetes, AWS, Google Cloud or machines of your own.
 """
 
 
@@ -45,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.on_cluster and is_remote(args):
             return commands_cluster.ask(args, list(sys.argv[1:] if argv is None else argv))
-        args.given_storage, args.storage = args.storage, storage_of(args)
+        if "storage" in args:  # what only writes files has none
+            args.given_storage, args.storage = args.storage, storage_of(args)
         return command(args)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
@@ -68,4 +82,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands_local.add_commands(commands)
     commands_cluster.add_commands(commands)
+    commands_render.add_commands(commands)
     return parser

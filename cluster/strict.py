@@ -1,0 +1,96 @@
+"""YAML that a user writes about a cluster: read as data, wrong files refused with where, what and what instead.
+
+The same rules as jobs/strict.py and sweeper/spec.py have for sweeps; this layer imports neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+
+class ValuesError(ValueError):
+    """The values cannot be used as written; one line a problem."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' did you mean X? known: A, B', the tail of an error about an unknown name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f" did you mean '{close[0]}'?" if close else ""
+    return f"{hint} known: {', '.join(names)}"
+
+
+class Strict(BaseModel):
+    """Immutable; refuses unknown keys before anything else is looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key '{key}';{nearest(str(key), cls.model_fields)}")
+        return data
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path, model: type[Model]) -> Model:
+    """A file as a model. Raises ValuesError with every problem found."""
+    if not path.is_file():
+        raise ValuesError(str(path), ["no such file"])
+    return parse(path.read_text(encoding="utf-8"), path.name, model)
+
+
+def parse(text: str, source: str, model: type[Model]) -> Model:
+    try:
+        raw = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ValuesError(source, [f"{where}not YAML: {getattr(error, 'problem', error)}"]) from None
+    if not isinstance(raw, dict):
+        raise ValuesError(source, [f"a mapping with {', '.join(model.model_fields)}"])
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ValuesError(source, readable(error)) from None
+
+
+def readable(error: ValidationError) -> list[str]:
+    """pydantic's findings as 'workers[0].gpus: what is wrong, got ...'."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ""
+        for part in problem["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            message = "is missing"
+        elif problem["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
+        lines.append(f"{place}: {message}" if place else message)
+    return lines
