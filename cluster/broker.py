@@ -50,6 +50,7 @@ class Share:
         self.claim = Claim(id_, sweep, priority, time.time(), ())
         self.alone = alone
         self.granted = Grant()
+        self.broker: Any = None  # kept: a named actor goes when its maker's last handle goes
         self.others: list[Claim] = []
 
     def update(self, nodes: Sequence[Node], wants: list[tuple[Shape, int]], spare: list[tuple[Shape, int]]) -> Grant:
@@ -69,11 +70,12 @@ class Share:
         import ray
 
         try:
-            broker = (
-                ray.remote(num_cpus=0, resources=HEAD)(Broker)
-                .options(name=NAME, namespace=NAMESPACE, get_if_exists=True)
-                .remote()
-            )
-            return ray.get(getattr(broker, method).remote(*arguments), timeout=ANSWER_S)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            return None  # its driver has just gone; the next heartbeat makes another
+            if self.broker is None:
+                made = ray.remote(num_cpus=0, resources=HEAD)(Broker)
+                self.broker = made.options(name=NAME, namespace=NAMESPACE, get_if_exists=True).remote()
+            return ray.get(getattr(self.broker, method).remote(*arguments), timeout=ANSWER_S)
+        except ray.exceptions.RayActorError:
+            self.broker = None  # its driver has just gone; the next heartbeat makes another
+        except ray.exceptions.GetTimeoutError:
+            pass
+        return None
