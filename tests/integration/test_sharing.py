@@ -1,0 +1,57 @@
+"""Two sweeps on one cluster, one trial stopped by hand, and a sweep that can never be placed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs.record import TrialFolder
+from sweeper.store import Store
+
+from .conftest import Head, until, write_spec
+from .test_submit import Client, mlflow_statuses
+
+TRAIN = {"lr": 1e-3, "batch_size": 32, "steps": 800, "max_length": 32, "checkpoint_every": 400}
+
+
+def under_way(store: Store, sweep: str, step: int = 20) -> list[TrialFolder]:
+    """Trials that train now."""
+    if sweep not in store.sweeps():
+        return []
+    folders = [store.trial(key) for key, trial in store.trials(sweep).items() if trial.objective is not None]
+    return [f for f in folders if f.result() is None and f.rows() and f.rows()[-1]["step"] >= step]
+
+
+def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, tmp_path: Path) -> None:
+    client, store = Client(head, storage), Store(storage)
+    client("submit", write_spec(tmp_path, name="first", train=TRAIN))
+    until("both lanes of the first sweep", lambda: len(under_way(store, "first")) == 2)
+    grid: dict[str, Any] = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}], "task": [{"builtin": "reversal"}],
+        "objective": ["nll", "one-minus-p"],
+    }  # fmt: skip
+    client("submit", write_spec(tmp_path, name="second", train=TRAIN, grid=grid, priority=1.0))
+    too_big = write_spec(tmp_path, name="too-big", train=TRAIN, execution={"workers": 3})
+    refused = client("submit", too_big, "--follow", code=2)
+    assert "a trial needs 3 CPU (3 workers x 1), the cluster has 2" in refused.stdout
+
+    (now, *_) = until("the second sweep training", lambda: under_way(store, "second"))
+    assert not client.facts("status", "first", code=1)["done"]  # it did not have to wait for the first
+    assert client("stop", "second", now.key).stdout.strip() == f"{now.key}: stopped"
+    result = now.result() or {}
+    assert (result["status"], result["by"]) == ("stopped", "hand")
+    assert int(now.checkpoints()[-1].name.removeprefix("step-")) == result["step"]
+
+    assert client("wait", "first").returncode == 0
+    assert client("wait", "second").returncode == 0
+    results = [store.trial(key).result() or {} for key in store.trials("first")]
+    assert {r["status"] for r in results} == {"finished"}
+    # one of the first sweep's trials made room, with a checkpoint that was not due, and went on from there
+    assert [r["resumed_from"] % 400 for r in results if r.get("resumed_from")]
+    assert {(store.trial(key).result() or {})["status"] for key in store.trials("second")} == {"finished", "stopped"}
+    assert mlflow_statuses(storage, "second") == {"FINISHED", "KILLED"}
+
+    assert client("resume", "second", now.key).returncode == 0  # wanted after all
+    assert client("wait", "second").returncode == 0
+    assert (now.result() or {})["resumed_from"] == result["step"]
+    assert mlflow_statuses(storage, "second") == {"FINISHED"}
