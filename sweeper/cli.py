@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from cluster.resources import PlacementError
 from jobs.backbone import BackboneError
 from jobs.tasks import TaskError
-from sweeper import commands_cluster, commands_local
+from sweeper import commands_cluster, commands_doctor, commands_local
 from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
@@ -33,6 +33,7 @@ and how sure that is.
 
 On a cluster: submit instead of run; then status, logs, stop, resume, wait, list, report with the same --address.
 
+  sweeper doctor my-sweep.yaml --address http://HEAD:8265 --storage /shared/sweeps
   sweeper submit my-sweep.yaml --address http://HEAD:8265 --storage /shared/sweeps
   sweeper logs -f my-sweep --address http://HEAD:8265
 """
@@ -68,4 +69,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands_local.add_commands(commands)
     commands_cluster.add_commands(commands)
+    commands_doctor.add_commands(commands)
     return parser
