@@ -62,7 +62,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise ConnectError(f"no Ray at {address or 'this machine'}: {error}") from error
     signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there, which skips ours
     try:
@@ -81,6 +81,20 @@ def nodes() -> list[dict[str, float]]:
 
 def _computes(resources: Mapping[str, float]) -> dict[str, float]:
     return {name: float(resources[name]) for name in ("CPU", "GPU") if name in resources}
+
+
+def http_status(url: str, timeout_s: float = 10) -> tuple[int | None, str]:
+    """What is answered to somebody without a token: (status, ''), or (None, the reason) where nobody answers."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            return response.status, ""
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except (OSError, ValueError) as error:  # ValueError: no web address at all
+        return None, str(getattr(error, "reason", error))
 
 
 def _answers(address: str) -> None:

@@ -88,8 +88,9 @@ def _what_is_missing(nodes: Sequence[Node], shape: Shape) -> str:
                 "or add nodes"
             )
     wants = " and ".join(f"{amount:g} {name}" for name, amount in shape.each.items())
-    nodes_have = "; ".join(" and ".join(f"{node.get(name, 0.0):g} {name}" for name in shape.each) for node in nodes[:8])
-    return (
-        f"a trial needs {shape.workers} workers with {wants} each, and each worker's on one node; the nodes have "
-        f"{nodes_have}: lower execution.workers or what each worker gets, or add nodes"
-    )
+    nodes_have = ", ".join(" and ".join(f"{node.get(name, 0.0):g} {name}" for name in shape.each) for node in nodes[:8])
+    if shape.workers == 1:
+        what = f"a worker with {wants} finds no node that has it"
+    else:
+        what = f"{shape.workers} workers with {wants} each find no places, each on one node"
+    return f"{what}; the nodes have {nodes_have}; lower execution.workers or what each worker gets, or add nodes"

@@ -205,7 +205,10 @@ class _told:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ClusterError) or not isinstance(error, (ConnectionError, RuntimeError, ValueError)):
+        from ray.exceptions import AuthenticationError
+
+        known = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
+        if isinstance(error, ClusterError) or not isinstance(error, known):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind
         raise ClusterError(

@@ -22,6 +22,7 @@ from jobs.files import write_text
 from jobs.spec import TrialSpec
 
 COMPLETE = "COMPLETE"
+KEEP_CHECKPOINTS = 1  # of a trial; for a moment the next one stands beside it
 Row = dict[str, float]
 
 

@@ -25,11 +25,9 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
 from jobs.engine import device
-from jobs.record import RowWriter, TrialFolder
+from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.train import Row, Save, train
-
-KEEP_CHECKPOINTS = 1
 
 
 def serve(config: dict[str, Any]) -> None:

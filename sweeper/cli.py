@@ -13,7 +13,7 @@ from cluster.resources import PlacementError
 from cluster.strict import ValuesError
 from jobs.backbone import BackboneError
 from jobs.tasks import TaskError
-from sweeper import commands_cluster, commands_local, commands_render
+from sweeper import commands_cluster, commands_doctor, commands_local, commands_render
 from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
@@ -44,6 +44,7 @@ and how sure that is.
 
 On a cluster: submit instead of run; then status, logs, stop, resume, wait, list, report with the same --address.
 
+  sweeper doctor my-sweep.yaml --address http://HEAD:8265 --storage /shared/sweeps
   sweeper submit my-sweep.yaml --address http://HEAD:8265 --storage /shared/sweeps
   sweeper logs -f my-sweep --address http://HEAD:8265
 
@@ -82,5 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands_local.add_commands(commands)
     commands_cluster.add_commands(commands)
+    commands_doctor.add_commands(commands)
     commands_render.add_commands(commands)
     return parser

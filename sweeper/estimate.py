@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from jobs.backbone import BackboneError, gguf_file, local_dir
 from jobs.plugins import objective_named
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
+from jobs.record import KEEP_CHECKPOINTS
 from jobs.spec import BackboneSpec, TaskSpec, TrialSpec
 from jobs.tasks import TaskError, load_task
 from jobs.zero import micro_batch_size
@@ -21,6 +23,7 @@ CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokeni
 CPU_FLOPS = 15e9  # a core, fp32, sustained in small GEMMs
 GPU_FLOPS = 200e12  # a GPU, bf16, sustained
 STEP_S = 0.02  # engine and Python, a step
+RECORD_BYTES = 1 << 20  # a trial's rows, its runs in MLflow, its part of the report
 LOGITS_BYTES = 256 << 20  # jobs/fused.py's CHUNK_BYTES, which cannot be imported without torch
 
 
@@ -78,6 +81,58 @@ def measured_seconds(store: Store, trials: list[TrialSpec]) -> dict[tuple[str, s
         if result and result["status"] == "finished":
             seen.setdefault((trial.backbone.name, trial.task.name), []).append(result["train_s"])
     return {cell: median(values) for cell, values in seen.items()}
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """peak_bytes: what a plan takes of the storage at most; unknown: backbones that it leaves out, hub ones mostly."""
+
+    peak_bytes: int
+    unknown: tuple[str, ...]
+
+
+def disk_need(trials: Sequence[TrialSpec], root: Path, at_once: int) -> DiskNeed:
+    """For the trials that are still to run, `at_once` of them at a time.
+
+    Checkpoints of running trials, kept ones and the one that is being written; kept models; backbones that are made
+    in the storage; records. A trial that was stopped or failed leaves its checkpoint until it is continued: not in it.
+    """
+    peak, checkpoints, unknown = 0, [], dict[str, None]()
+    for backbone in {trial.backbone for trial in trials}:
+        shape, folder = _model_shape(backbone, root), local_dir(backbone, root)
+        made = folder is not None and backbone.path is None and not folder.is_dir()
+        peak += 4 * shape.params if shape and made else 0
+    for trial in trials:
+        shape = _model_shape(trial.backbone, root)
+        if shape is None:
+            unknown[trial.backbone.name] = None
+        elif trial.objective is not None:
+            if trial.train.keep_model:
+                peak += shape.params * (4 if trial.train.precision == "fp32" else 2)
+            checkpoints.append(shape.params * _checkpoint_bytes(trial) if _writes_checkpoints(trial) else 0)
+    checkpoints.sort(reverse=True)
+    peak += (KEEP_CHECKPOINTS + 1) * sum(checkpoints[:at_once]) + RECORD_BYTES * len(trials)
+    return DiskNeed(peak, tuple(unknown))
+
+
+def _writes_checkpoints(trial: TrialSpec) -> bool:
+    """The last step writes none."""
+    try:
+        examples, _ = _task_size(trial.task, trial.backbone.builtin is not None)
+    except TaskError:
+        return True
+    return trial.train.num_steps(examples) > trial.train.checkpoint_every
+
+
+def _checkpoint_bytes(trial: TrialSpec) -> int:
+    """Bytes a parameter, as DeepSpeed 0.19 writes them whatever the number of workers; a test measures them.
+
+    AdamW has two fp32 numbers; ZeRO and bf16 have an fp32 master copy; ZeRO-3 saves the weights as that copy only.
+    """
+    stage, fp32 = trial.train.zero_stage, trial.train.precision == "fp32"
+    master = 0 if stage == 0 and fp32 else 4
+    weights = 0 if stage == 3 else 4 if fp32 else 2
+    return 8 + master + weights
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,14 @@ def tracking_options(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def cluster_options(sub: argparse.ArgumentParser, needed: bool = False) -> None:
+def cluster_options(sub: argparse.ArgumentParser, needed: bool = False, address: str | None = None) -> None:
+    """address: help for --address where it may be more than a Jobs API's."""
+    default = "" if needed else " (default: this machine's storage)"
     sub.add_argument(
         "--address",
         metavar="URL",
         required=needed,
-        help="of a cluster's Jobs API, http://HEAD:8265" + ("" if needed else " (default: this machine's storage)"),
+        help=address or f"of a cluster's Jobs API, http://HEAD:8265{default}",
     )
     sub.add_argument("--python", default="python", metavar="PATH", help="interpreter on the cluster")
     sub.add_argument("--no-ship", action="store_true", help="use the package that the cluster has")

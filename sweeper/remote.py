@@ -62,9 +62,11 @@ def submit(cluster: Cluster, plan: Plan, arguments: list[str], env: dict[str, st
         return cluster.submit(plan.spec.settings.name, ["run", SPEC, *arguments], folder, env)
 
 
-def ask(cluster: Cluster, arguments: list[str], env: dict[str, str], ship: bool) -> tuple[str, int]:
-    """Run a command of this program on the cluster: (what it printed, its exit status)."""
-    with bundle(None, ship) as folder:
+def ask(
+    cluster: Cluster, arguments: list[str], env: dict[str, str], ship: bool, text: str | None = None
+) -> tuple[str, int]:
+    """Run a command of this program on the cluster: (what it printed, its exit status). text: a sweep file for it."""
+    with bundle(text, ship) as folder:
         return cluster.run(arguments, folder, env)
 
 

@@ -13,7 +13,7 @@ from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_hub, convert_gguf
 from jobs.pretrain import pretrain
-from jobs.spec import TrialSpec
+from jobs.spec import Execution, TrialSpec
 from jobs.tasks import load_task
 from sweeper import control
 from sweeper.plan import Plan
@@ -29,7 +29,7 @@ TUNE_DIR = "tune"
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
     """What is still to do: trials without a last word, and those that failed; the largest first, like beside like."""
     todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
-    return sorted(todo, key=_shape, reverse=True)
+    return sorted(todo, key=lambda t: shape_of(t.execution), reverse=True)
 
 
 def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path) -> int:
@@ -90,7 +90,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
 
     settings = plan.spec.settings
     scheduler = make_scheduler(plan)
-    shapes = {trial.key: _shape(trial) for trial in pending}
+    shapes = {trial.key: shape_of(trial.execution) for trial in pending}
     specs = {trial.key: trial.model_dump_json() for trial in pending}
     # on the head, which a sweep cannot do without; any other node may go
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
@@ -131,8 +131,8 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
 
 
-def _shape(trial: TrialSpec) -> Shape:
-    execution = trial.execution
+def shape_of(execution: Execution) -> Shape:
+    """What a trial occupies."""
     return Shape(execution.workers, execution.cpus_per_worker, execution.gpus_per_worker)
 
 

@@ -215,6 +215,33 @@ def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
         return None
 
 
+def reach(uri: str) -> tuple[int | None, str]:
+    """Ask MLflow what a sweep asks it first, with the credentials that a sweep would use.
+
+    (200, '') where it answers; (HTTP status, its words) where it refuses; (None, the reason) where nobody answers.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return 200, ""  # the first sweep makes it; to ask would be to make it
+    _set_environment()
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        if uri.startswith(("http://", "https://")):
+            credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+            response = http_request(  # type: ignore[no-untyped-call]
+                credentials, "/api/2.0/mlflow/experiments/search", "GET",
+                params={"max_results": 1}, max_retries=0, timeout=10, raise_on_status=False,
+            )  # fmt: skip
+            return response.status_code, "" if response.status_code == 200 else response.text.strip()[:200]
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        return None, str(error).strip().splitlines()[-1]
+    return 200, ""
+
+
 def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
     """Sweep -> its page in the UI at `server`, for the sweeps of this storage that MLflow knows."""
     _set_environment()

@@ -39,7 +39,7 @@ def test_lanes_are_limited_by_the_scarcest_resource() -> None:
 def test_a_worker_does_not_span_nodes() -> None:
     """Three CPUs on each of two nodes are six, but not three workers of two."""
     assert lanes_that_fit([{"CPU": 3}, {"CPU": 3}], Shape(1, 2)) == 2
-    with pytest.raises(PlacementError, match=r"3 workers with 2 CPU each.* the nodes have 3 CPU; 3 CPU"):
+    with pytest.raises(PlacementError, match=r"3 workers with 2 CPU each find no places.* the nodes have 3 CPU, 3 CPU"):
         lanes_that_fit([{"CPU": 3}, {"CPU": 3}], Shape(3, 2))
 
 
