@@ -40,7 +40,10 @@ class Hosts:
             "RAY_health_check_failure_threshold": "3",
         }  # fmt: skip
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.lab("down", NUM_HOSTS)  # what a test that was killed has left
         self.lab("up", NUM_HOSTS)
+
+    def start(self) -> None:
         self.ray(1, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--include-dashboard=true")
         until("the head", lambda: self.jobs_api().returncode == 0, timeout_s=120)
         for number in range(2, NUM_HOSTS + 1):
@@ -65,7 +68,8 @@ class Hosts:
         )  # fmt: skip
 
     def jobs_api(self) -> subprocess.CompletedProcess[str]:
-        return self.inside("-c", f"import urllib.request as u; u.urlopen('http://{HEAD}:8265/api/version', timeout=5)")
+        ask = f"u.Request('http://{HEAD}:8265/api/version', headers={{'Authorization': 'Bearer ' + 'b' * 64}})"
+        return self.inside("-c", f"import urllib.request as u; u.urlopen({ask}, timeout=5)")
 
     def trains(self, number: int) -> bool:
         """Whether a Ray Train worker is on that host."""
@@ -86,6 +90,7 @@ class Hosts:
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made = Hosts(tmp_path)
     try:
+        made.start()
         yield made
     finally:
         made.down()
