@@ -53,7 +53,7 @@ def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
 def test_submit_follow_stop_resume(client: Client, storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path, name="far",
-        train={"lr": 1e-3, "batch_size": 32, "steps": 1000, "max_length": 32, "checkpoint_every": 10},
+        train={"lr": 1e-3, "batch_size": 32, "steps": 3000, "max_length": 32, "checkpoint_every": 10},
     )  # fmt: skip
     assert "no Ray token" in client("submit", spec, secret=False, code=2).stderr
     outside = write_spec(tmp_path, name="outside")
