@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def odd_node(head: Head, folder: Path, storage: Path) -> Iterator[None]:
     (shadow / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.0.0\n")
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--block", f"--address={head.address}", "--num-cpus=1",
-        "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", f"--temp-dir={folder / 'ray'}",
+        "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", f"--temp-dir={tempfile.mkdtemp()}",
         f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=33000", "--max-worker-port=33900",
         "--disable-usage-stats",
     ]  # fmt: skip

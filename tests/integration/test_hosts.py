@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,13 @@ class Hosts:
     """Host 1 is the head; every host computes with one CPU."""
 
     def __init__(self, folder: Path) -> None:
+        self.short = tempfile.mkdtemp()  # Ray's sockets lie below it, and their paths have a limit
         token = folder / "token"
         token.write_text("b" * 64)
         token.chmod(0o600)
         self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.env = environment() | self.secret | {
-            "TMPDIR": str(folder), "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
+            "TMPDIR": self.short, "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "3",
         }  # fmt: skip
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -84,6 +87,7 @@ class Hosts:
             process.kill()  # the whole host goes with it
             process.wait()
         self.lab("down", NUM_HOSTS)
+        shutil.rmtree(self.short, ignore_errors=True)
 
 
 @pytest.fixture

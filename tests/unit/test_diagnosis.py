@@ -321,8 +321,8 @@ def test_disk_need_counts_what_is_there_at_once(tmp_path: Path) -> None:
     one, record = small_trial("nll"), 1 << 20
     params = (peak([small_trial(None)]) - record) / 4  # only the backbone is made
     assert 0.9 < params / 134_592 < 1.1
-    assert peak([one]) - record == (4 + 2 * 16) * params  # the backbone, a checkpoint and the next one
-    assert peak([one] * 3, 2) - 3 * record == (4 + 2 * 2 * 16) * params
+    assert peak([one]) - record == (4 + 2 * 12) * params  # the backbone, a checkpoint and the next one
+    assert peak([one] * 3, 2) - 3 * record == (4 + 2 * 2 * 12) * params
     assert peak([small_trial("nll", steps=100)]) - record == 4 * params  # over before its first checkpoint
     assert peak([small_trial("nll", keep_model=True)]) - peak([one]) == 4 * params
     (tmp_path / "backbones").mkdir()
