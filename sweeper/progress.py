@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,10 @@ class Progress:
         if status == "failed":
             score = "FAILED: " + str(result.get("error", "")).strip().splitlines()[-1][:150]
         else:
-            sampled, greedy = result.get("task/accuracy_sampled"), result.get("task/accuracy_greedy")
-            score = f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}" if sampled is not None else ""
+            sampled, greedy = (result.get(f"task/accuracy_{how}", math.nan) for how in ("sampled", "greedy"))
+            score = "" if math.isnan(sampled) else f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}"
+            if status == "stopped":
+                score = f"stopped at step {result.get('step', 0):g}" + (f", {score}" if score else "")
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
         cut = result.get("data/train_cut") or 0
         if cut > 0 and trial.objective is None:  # once a backbone and task: they are the same for all its trials
