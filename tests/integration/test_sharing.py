@@ -30,7 +30,7 @@ def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, 
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}], "task": [{"builtin": "reversal"}],
         "objective": ["nll", "one-minus-p"],
     }  # fmt: skip
-    client("submit", write_spec(tmp_path, name="second", train=TRAIN, grid=grid, priority=1.0))
+    client("submit", write_spec(tmp_path, name="second", train=TRAIN | {"steps": 2000}, grid=grid, priority=1.0))
     too_big = write_spec(tmp_path, name="too-big", train=TRAIN | {"batch_size": 33}, execution={"workers": 3})
     refused = client("submit", too_big, "--follow", code=2)
     assert "a trial needs 3 CPU (3 workers x 1), the cluster has 2" in refused.stdout
