@@ -48,9 +48,10 @@ class Hosts:
 
     def start(self) -> None:
         self.ray(1, "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--include-dashboard=true")
-        until("the head", lambda: self.jobs_api().returncode == 0, timeout_s=120)
+        until("the head", lambda: self.alive() == 1, timeout_s=120)
         for number in range(2, NUM_HOSTS + 1):
             self.ray(number, f"--address={HEAD}:6379")
+        until("all hosts", lambda: self.alive() == NUM_HOSTS, timeout_s=120)
 
     def lab(self, *args: object) -> None:
         subprocess.run([LAB, *map(str, args)], env=self.env, check=True, capture_output=True)
@@ -70,9 +71,13 @@ class Hosts:
             cwd=ROOT, env=environment() | self.secret, capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
 
-    def jobs_api(self) -> subprocess.CompletedProcess[str]:
-        ask = f"u.Request('http://{HEAD}:8265/api/version', headers={{'Authorization': 'Bearer ' + 'b' * 64}})"
-        return self.inside("-c", f"import urllib.request as u; u.urlopen({ask}, timeout=5)")
+    def alive(self) -> int:
+        """Hosts that the head counts as alive; 0 while it does not answer."""
+        ask = f"u.Request('http://{HEAD}:8265/nodes?view=summary', headers={{'Authorization': 'Bearer {'b' * 64}'}})"
+        found = self.inside("-c", f"import urllib.request as u; print(u.urlopen({ask}, timeout=5).read().decode())")
+        if found.returncode != 0:
+            return 0
+        return sum(n["raylet"]["state"] == "ALIVE" for n in json.loads(found.stdout)["data"]["summary"])
 
     def trains(self, number: int) -> bool:
         """Whether a Ray Train worker is on that host."""
