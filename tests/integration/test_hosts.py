@@ -1,7 +1,7 @@
 """Three hosts of network namespaces: more two-worker trials than slots, three slots, and one cable cut for good.
 
-Needs root and `../shared/container-lab/hosts.sh`; nothing can leave the machine. Not part of `make test` yet: run it with
-TEST_HOSTS=1. In these namespaces the driver's first attempt ends with "Intel oneMKL FATAL ERROR: Cannot load
+Needs root and `../shared/container-lab/hosts.sh`; nothing can leave the machine. Not part of `make test` yet, run it
+with TEST_HOSTS=1: in these namespaces the driver's first attempt ends with "Intel oneMKL FATAL ERROR: Cannot load
 libtorch_cpu.so" (docs/log.md), for a reason that is not found; containers, one host and plain processes do not show it.
 """
 
