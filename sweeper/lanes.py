@@ -147,6 +147,8 @@ class LanePool:
             self._trainer(name, shape).fit()
         except TrainingFailedError as failure:
             error, died = _reason(failure)
+        except ray.exceptions.RayError as lost:  # its controller's host is gone, or cannot be reached
+            error, died = str(lost), True
         lane = self.lanes[name]
         key = ray.get(self.board.lane_ended.remote(name, error, died))
         if key is not None and not self.aborted:
