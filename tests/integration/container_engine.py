@@ -11,6 +11,8 @@ import time
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LAB = ROOT.parent / "shared" / "container-lab" / "engine.sh"
 IMAGE = "objective-continuum:test"
@@ -22,12 +24,13 @@ class Engine:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.env = {k: v for k, v in os.environ.items() if k != "COMPOSE_PROJECT_NAME"}
-        self.missing, self.stops, self.build = "", False, None
+        self.missing, self.lab, self.stops, self.build = "", False, False, None
         if os.environ.get("TEST_IMAGE_IS_BUILT") and has_engine(self.env):
             command = ["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE]  # while working on this test
         elif has_engine(self.env):
             command = ["docker", "build", "--file", "docker/Dockerfile", "--tag", IMAGE, "."]
         elif LAB.exists() and os.geteuid() == 0:
+            self.lab = True
             self.env |= lab_settings()
             exports = subprocess.run([LAB, "env"], env=self.env, capture_output=True, text=True, check=True).stdout
             self.env |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
@@ -48,6 +51,8 @@ class Engine:
         waited = time.monotonic()
         code = self.build.wait()
         text = self.log.read_text()
+        if code != 0 and self.lab and "] wheels: " not in text:  # before our Dockerfile was even read
+            pytest.skip(f"the lab's engine does not come up here: {text[-1500:]}")
         assert code == 0, text[-4000:]
         took, waited = time.monotonic() - self.started, time.monotonic() - waited
         print(f"image ready {took:.0f} s after the first test began, waited for {waited:.0f} s\n{text[-600:]}")
