@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.connect import HEAD
@@ -25,13 +25,14 @@ ANSWER_S = 5.0
 class Broker:
     """The actor: claims with the time at which they were last heard."""
 
-    def __init__(self) -> None:
-        self.born = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.born = clock()
         self.heard: dict[str, tuple[Claim, float]] = {}
 
     def share(self, claim: Claim, nodes: Sequence[Node]) -> tuple[Grant, list[Claim]] | None:
         """What the claim gets now, and the claims beside it; None while not everybody has been heard."""
-        now = time.monotonic()
+        now = self.clock()
         self.heard[claim.id] = (claim, now)
         self.heard = {id_: (c, at) for id_, (c, at) in self.heard.items() if now - at < EXPIRE_S}
         if now - self.born < SETTLE_S:

@@ -54,7 +54,7 @@ class Node:
             import torch
 
             gpus = torch.cuda.device_count()
-        except Exception as problem:  # a broken build raises what it likes; the reason is the answer
+        except (ImportError, OSError, RuntimeError, AttributeError) as problem:  # of a broken build
             error = f"{type(problem).__name__}: {problem}"
         return {
             "shm_total": total,
@@ -113,7 +113,7 @@ class Node:
             low, high = float(values.min()), float(values.max())  # waits for a GPU, too
             took = time.perf_counter() - started
             dist.destroy_process_group()
-        except Exception as problem:  # whatever is wrong with it is what was asked for
+        except (ImportError, OSError, RuntimeError, ValueError) as problem:  # torch's own are RuntimeErrors
             return 0.0, f"{type(problem).__name__}: {problem}"
         expected = world * (world + 1) / 2
         wrong = "" if low == high == expected else f"the sum is {low:g} to {high:g} instead of {expected:g}"

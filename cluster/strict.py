@@ -1,6 +1,6 @@
 """YAML that a user writes about a cluster: read as data, wrong files refused with where, what and what instead.
 
-The same rules as jobs/strict.py and sweeper/spec.py have for sweeps; this layer imports neither.
+sweeper/spec.py reads sweeps with the same loader. Strict repeats jobs/strict.py, which this layer does not import.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=Strict)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -67,7 +67,7 @@ def read(path: Path, model: type[Model]) -> Model:
 
 def parse(text: str, source: str, model: type[Model]) -> Model:
     try:
-        raw = yaml.load(text, _Loader)
+        raw = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
@@ -80,11 +80,11 @@ def parse(text: str, source: str, model: type[Model]) -> Model:
         raise ValuesError(source, readable(error)) from None
 
 
-def readable(error: ValidationError) -> list[str]:
-    """pydantic's findings as 'workers[0].gpus: what is wrong, got ...'."""
+def readable(error: ValidationError, where: str = "") -> list[str]:
+    """pydantic's findings as 'workers[0].gpus: what is wrong, got ...'; where: what all of them are below."""
     lines = []
     for problem in error.errors(include_url=False):
-        place = ""
+        place = where
         for part in problem["loc"]:
             place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
         message = problem["msg"].removeprefix("Value error, ")

@@ -70,7 +70,7 @@ def clip(engine: Any, trial: TrialSpec) -> torch.Tensor | None:
     """Clip the step's gradients where DeepSpeed does not; returns their norm before, or None where it does."""
     if not clips_here(trial):
         return None
-    return nn.utils.clip_grad_norm_(engine.module.parameters(), trial.train.clip or math.inf)
+    return nn.utils.clip_grad_norm_(engine.module.parameters(), trial.train.clip)
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

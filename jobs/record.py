@@ -74,6 +74,11 @@ class TrialFolder:
         """status: finished, stopped or failed. The atomic last word: a trial without it is continued, not trusted."""
         write_text(self.path / "result.json", json.dumps({"status": status, "time": time.time()} | facts, indent=1))
 
+    def stop_by_hand(self) -> None:
+        """The last word of a trial that somebody has stopped while no worker had it."""
+        rows = self.rows()
+        self.finish("stopped", by="hand", step=int(rows[-1]["step"]) if rows else 0)
+
     def reopen(self) -> None:
         """Take the last word back: a failed trial is tried again, from its newest checkpoint."""
         (self.path / "result.json").unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def stop_trial(store: Store, sweep: str, trial: str) -> str:
     while folder.result() is None:
         if driver(store, sweep) is None:  # nobody hears: it is ours to record
             folder.create(store.trials(sweep)[key])
-            folder.finish("stopped", by="hand", step=int(folder.rows()[-1]["step"]) if folder.rows() else 0)
+            folder.stop_by_hand()
         time.sleep(POLL_S)
     request.unlink(missing_ok=True)
     return key
@@ -69,10 +69,12 @@ def stop_trial(store: Store, sweep: str, trial: str) -> str:
 def stop_requests(store: Store, sweep: str) -> list[str]:
     """Keys of trials that somebody wants stopped, each given once."""
     found = sorted((store.sweep_dir(sweep) / REQUESTS).glob("*"))
+    trials = store.trials(sweep) if found else {}
     for request in found:
-        store.trial(request.name).create(store.trials(sweep)[request.name])
+        if request.name in trials:  # else asked for under an older plan
+            store.trial(request.name).create(trials[request.name])
         request.unlink(missing_ok=True)
-    return [request.name for request in found]
+    return [request.name for request in found if request.name in trials]
 
 
 def wait(store: Store, sweep: str) -> None:

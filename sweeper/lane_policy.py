@@ -29,10 +29,10 @@ class Lane:
 
 @dataclass
 class Changes:
-    """open: shapes of new lanes; close: (name, whether to break off its trial)."""
+    """open: shapes of new lanes; close: names of lanes that break off their trial, if they have one, and end."""
 
     open: list[Shape] = field(default_factory=list)
-    close: list[tuple[str, bool]] = field(default_factory=list)
+    close: list[str] = field(default_factory=list)
 
 
 def lanes_wanted(left: Mapping[Shape, int], lanes: Sequence[Lane], most: int | None) -> tuple[Lanes, Lanes]:
@@ -63,7 +63,7 @@ def changes(granted: Mapping[Shape, int], wants: Mapping[Shape, int], lanes: Seq
             lane.excess_since = now if lane.excess_since is None else lane.excess_since
             busy = lane.key is not None or not lane.up
             if not busy or now - lane.excess_since >= PATIENCE_S:
-                todo.close.append((lane.name, True))
+                todo.close.append(lane.name)
         for lane in order[max(0, len(mine) - may) :]:
             lane.excess_since = None
     return todo

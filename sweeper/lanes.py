@@ -102,20 +102,28 @@ class LanePool:
                 lane.thread.join(timeout=0.2)  # in pieces, so that a second Ctrl-C is heard
 
     def _manage(self) -> None:
+        try:
+            self._open_and_close()
+        finally:
+            if not self.closing.is_set():  # by an error, which this thread prints: nobody would open a lane again
+                ray.get(self.board.give_up.remote("the lanes are managed no more; the driver's log has the reason"))
+
+    def _open_and_close(self) -> None:
         said = ""
         while not self.closing.wait(HEARTBEAT_S if self.number else 0):
             for key in self.requests():
                 self._drop(key)
             state: State = ray.get(self.board.state.remote())
-            for lane in self.lanes.values():
+            lanes = list(self.lanes.values())  # a lane that ends meanwhile takes itself off the list
+            for lane in lanes:
                 lane.up, lane.key = lane.name in state.busy, state.busy.get(lane.name)
-            lanes = list(self.lanes.values())
             wants, spare = lanes_wanted(state.left, lanes, self.most)
             granted = self.share.update(nodes(), wants, spare)
             todo = changes(granted, dict(wants), lanes, time.monotonic())
-            for name, break_off in todo.close:
-                self.lanes[name].asked_to_end = True
-                ray.get(self.board.close.remote(name, break_off))
+            for lane in lanes:
+                if lane.name in todo.close:
+                    lane.asked_to_end = True
+                    ray.get(self.board.close.remote(lane.name, break_off=True))
             for shape in todo.open:
                 self._open(shape)
             why = why_waiting(wants, granted, lanes, free(), self._unplaced(), self.share.others)
@@ -126,11 +134,11 @@ class LanePool:
     def _drop(self, key: str) -> None:
         """Stop one trial; what no lane runs has its last word from here."""
         if not ray.get(self.board.drop.remote(key)):
-            TrialFolder(self.root / "trials" / key).finish("stopped", by="hand", step=0)
+            TrialFolder(self.root / "trials" / key).stop_by_hand()
 
     def _unplaced(self) -> bool:
         """Whether a lane's workers have had no room for a while."""
-        late = [lane for lane in self.lanes.values() if not lane.up and time.monotonic() - lane.opened > SOON_S]
+        late = [lane for lane in list(self.lanes.values()) if not lane.up and time.monotonic() - lane.opened > SOON_S]
         return bool(late) and any(group["state"] == "PENDING" for group in placement_group_table().values())
 
     def _open(self, shape: Shape) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from cluster.strict import readable
 from jobs.backbone import BackboneError, source_files
 from jobs.files import fingerprint
 from jobs.pretrain import recipe_digest
@@ -16,7 +17,7 @@ from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TaskSpec, TrainSpe
 from jobs.strict import Strict, nearest
 from jobs.tasks import TaskError
 from jobs.zero import micro_batch_size
-from sweeper.spec import Override, SpecError, SweepSpec, Where, readable
+from sweeper.spec import Override, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)
 

@@ -157,7 +157,7 @@ def _callback(store: Store, say: Progress) -> Any:
             if result.get("status") == "failed" and folder.result() is None:
                 folder.finish("failed", error=last_lines(str(result["error"])))
             if result.get("status") == "stopped" and folder.result() is None:  # by hand, while its worker had died
-                folder.finish("stopped", by="hand", step=int(result.get("step", 0)))
+                folder.stop_by_hand()
             say.ended(key, status_of(folder.result()), result)
 
     return Ends()

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cluster.strict import Loader, readable
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, Positive, TaskSpec, TrainSpec
 from jobs.strict import Strict, nearest
 from jobs.yardsticks import PRIMARY, YARDSTICKS
@@ -107,15 +108,8 @@ class SweepSpec:
     grid: tuple[Block, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and reads 1e-3 as a number."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is written twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+class _Loader(Loader):
+    """Reads 1e-3 as a number, too."""
 
 
 _Loader.add_implicit_resolver(
@@ -216,19 +210,3 @@ def _valid(model: type[Model], data: Any, where: str, problems: list[str]) -> Mo
             if line not in problems:
                 problems.append(line)
         return None
-
-
-def readable(error: ValidationError, where: str) -> list[str]:
-    """pydantic's findings as 'grid.objective[2].gate.at: what is wrong, got ...'."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        place = where
-        for part in problem["loc"]:
-            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            message = "is missing"
-        elif problem["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
-        lines.append(f"{place}: {message}" if place else message)
-    return lines

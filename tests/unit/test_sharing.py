@@ -1,7 +1,5 @@
 """Placement and sharing as arithmetic: workers together or not at all, and no sweep starves another."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,11 +100,10 @@ def test_no_more_is_given_than_there_is_and_no_room_is_left_that_somebody_wants(
         assert granted[one.id][shape] == want or free < shape.workers  # one-CPU workers fit anywhere
 
 
-def test_a_new_broker_listens_before_it_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_broker_listens_before_it_grants() -> None:
     """Else the first driver to speak would be given the whole cluster."""
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    one = Broker()
+    one = Broker(lambda: now[0])
     assert one.share(claim("a", (ONE, 9)), [{"CPU": 4}]) is None
     one.share(claim("b", (ONE, 9), since=1), [{"CPU": 4}])
     now[0] = broker.SETTLE_S
