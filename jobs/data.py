@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jobs.tasks import Example, TaskError
+from jobs.sources import TaskError
+from jobs.tasks import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

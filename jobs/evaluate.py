@@ -16,8 +16,9 @@ import torch.distributed as dist
 from jobs.data import Encoded, collate
 from jobs.hf import import_transformers
 from jobs.model import target_statistics
+from jobs.scores import final_answer
 from jobs.spec import EvalSpec
-from jobs.tasks import Example, final_answer
+from jobs.tasks import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,31 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.objectives import OBJECTIVES, canonical
 from jobs.plugins import known_objectives, objective_named, version_of
-from jobs.strict import Strict, nearest
+from jobs.presets import with_preset
+from jobs.strict import Strict, exactly_one, nearest
+from jobs.task_spec import Positive, Share, TaskSpec
 
 KEY_VERSION = 1  # raised when the meaning of a field changes, so that old results are not taken for new ones
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
+class LoraSpec(Strict):
+    """Train low-rank adapters beside frozen weights (peft) instead of the weights; the head stays frozen."""
 
-def _exactly_one(what: str, given: dict[str, Any]) -> None:
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        got = " and ".join(names) if names else "none"
-        raise ValueError(f"{what} needs exactly one of {', '.join(given)}; got {got}")
+    rank: Positive = 16
+    alpha: float = Field(32.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = Field((), description="names of layers, e.g. q_proj; without them, every linear one")
 
 
 class BackboneSpec(Strict):
-    """Where the starting weights come from: exactly one of builtin, path, hub, gguf."""
+    """Where the starting weights come from: exactly one of builtin, path, hub, gguf; and what of it is trained."""
 
     name: str = Field("", description="how tables call it; by default made from the source")
+    preset: str | None = Field(None, description="a backbone of the paper: its fields are the defaults of this one")
     builtin: Literal["char-llama"] | None = None
     pretrain_steps: int | None = Field(None, ge=0, description="builtin: how far along its pre-training run")
     path: str | None = Field(None, description="a Hugging Face model directory (safetensors)")
@@ -42,11 +44,21 @@ class BackboneSpec(Strict):
     revision: str | None = Field(None, description="hub: commit, tag or branch")
     gguf: str | None = Field(None, description="a GGUF file")
     package: str | None = Field(None, description="gguf: the installed package that ships the file")
+    lora: LoraSpec | None = Field(None, description="train adapters; without it, all weights")
+    lr: float | None = Field(None, gt=0, description="its own learning rate, instead of train.lr")
+    shape: dict[str, int | bool] = Field(
+        {}, description="fields of its config.json, for plan, where the model is not at hand"
+    )
     fingerprint: str | None = Field(None, description="filled in by plan: hash of the files or of the recipe")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        return with_preset("backbones", data)
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneSpec:
-        _exactly_one("a backbone", {"builtin": self.builtin, "path": self.path, "hub": self.hub, "gguf": self.gguf})
+        exactly_one("a backbone", {"builtin": self.builtin, "path": self.path, "hub": self.hub, "gguf": self.gguf})
         if (self.builtin is None) != (self.pretrain_steps is None):
             raise ValueError("pretrain_steps goes with builtin (and builtin needs it)")
         if self.revision is not None and self.hub is None:
@@ -57,53 +69,27 @@ class BackboneSpec(Strict):
             source = self.path or self.hub or self.gguf or ""
             name = f"{self.builtin}-{self.pretrain_steps}" if self.builtin else source.rstrip("/").split("/")[-1]
             object.__setattr__(self, "name", name.removesuffix(".gguf"))
+        if not self.name.endswith(self._suffix):
+            object.__setattr__(self, "name", self.name + self._suffix)
         return self
 
+    @property
+    def _suffix(self) -> str:
+        return "" if self.lora is None else f"-lora{self.lora.rank}"
+
+    def bare(self) -> BackboneSpec:
+        """The weights alone: what is measured before training is the same for every way to train them."""
+        if self.lora is None and self.lr is None:
+            return self
+        return self.model_copy(update={"name": self.name.removesuffix(self._suffix), "lora": None, "lr": None})
+
     def identity(self) -> dict[str, Any]:
-        """What decides the weights; a path does not, its files' fingerprint does."""
+        """What decides the weights and which of them move; a path does not, its files' fingerprint does."""
         if self.builtin is not None:
-            return {"builtin": self.builtin, "recipe": self.fingerprint, "pretrain_steps": self.pretrain_steps}
-        return {"files": self.fingerprint or self.path or self.gguf, "hub": self.hub, "revision": self.revision}
-
-
-class TaskSpec(Strict):
-    """What is learnt: a built-in task, or local JSONL / parquet of prompts and responses or chat messages."""
-
-    name: str = ""
-    builtin: Literal["addition", "reversal", "cipher"] | None = None
-    path: str | None = Field(None, description="training examples: .jsonl or .parquet")
-    heldout_path: str | None = Field(None, description="evaluation examples; without it, a share of path")
-    prompt: str = Field("prompt", description="field of the prompt")
-    response: str = Field("response", description="field of the response")
-    messages: str | None = Field(None, description="field of chat messages, instead of prompt and response")
-    answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
-    noise: Share = Field(0.0, description="share of training responses that are swapped for a wrong one")
-    train_examples: Positive | None = Field(None, description="use the first N after the shuffle")
-    heldout_examples: Positive = 256
-    data_seed: int = Field(0, description="split, noise and subset; not the trial's seed")
-    fingerprint: str | None = Field(None, description="filled in by plan: hash of the files")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TaskSpec:
-        _exactly_one("a task", {"builtin": self.builtin, "path": self.path})
-        if not self.name:
-            name = self.builtin or str(self.path).split("/")[-1].split(".")[0]
-            object.__setattr__(self, "name", f"{name}-noise{self.noise:g}" if self.noise else name)
-        return self
-
-    @field_validator("path", "heldout_path")
-    @classmethod
-    def _known_format(cls, value: str | None) -> str | None:
-        if value is not None and not value.endswith((".jsonl", ".parquet")):
-            raise ValueError(f"a .jsonl or .parquet file, got {value}")
-        return value
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the examples; not the name, nor where the files lie."""
-        drop = {"name", "path", "heldout_path", "fingerprint"}
-        if self.builtin:
-            return self.model_dump(exclude=drop | {"prompt", "response", "messages", "answer_marker"})
-        return self.model_dump(exclude=drop) | {"files": self.fingerprint or [self.path, self.heldout_path]}
+            same = {"builtin": self.builtin, "recipe": self.fingerprint, "pretrain_steps": self.pretrain_steps}
+        else:
+            same = {"files": self.fingerprint or self.path or self.gguf, "hub": self.hub, "revision": self.revision}
+        return same | ({"lora": self.lora.model_dump(mode="json")} if self.lora else {})
 
 
 class Gate(Strict):
@@ -134,7 +120,7 @@ class Gate(Strict):
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Gate:
-        _exactly_one("a gate", {"at": self.at, "quantile": self.quantile})
+        exactly_one("a gate", {"at": self.at, "quantile": self.quantile})
         return self
 
     @property
@@ -263,13 +249,18 @@ class TrainSpec(Strict):
     clip: float = Field(1.0, gt=0, description="gradient norm")
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
+    reduction: Literal["tokens", "authors"] = Field(
+        "tokens",
+        description="tokens: the mean over a step's target tokens (Eq. 4); "
+        "authors: every micro-batch's own mean over the tokens it keeps, summed over micro-batches (their code)",
+    )
     log_every: Positive = 10
     checkpoint_every: Positive = 100
     keep_model: bool = Field(False, description="write the trained weights (safetensors) into the trial's folder")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
-        _exactly_one("train", {"steps": self.steps, "epochs": self.epochs})
+        exactly_one("train", {"steps": self.steps, "epochs": self.epochs})
         if self.checkpoint_every % self.log_every:
             # a checkpoint between two rows would split the means of the next row after a resume
             example = -(-self.checkpoint_every // self.log_every) * self.log_every
@@ -287,9 +278,10 @@ class TrainSpec(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Not how the work is cut up: that changes rounding, never the mathematics."""
-        return self.model_dump(
-            exclude={"micro_batch_size", "zero_stage", "log_every", "checkpoint_every", "keep_model"}
+        same = self.model_dump(
+            exclude={"micro_batch_size", "zero_stage", "log_every", "checkpoint_every", "keep_model", "reduction"}
         )
+        return same | ({"reduction": self.reduction} if self.reduction != "tokens" else {})
 
 
 class EvalSpec(Strict):
@@ -301,9 +293,20 @@ class EvalSpec(Strict):
     batch_size: Positive = 64
     seed: int = 0
     probe_examples: Positive = Field(256, description="training examples behind a backbone's mean p; the first ones")
+    base_temperatures: tuple[float, ...] = Field(
+        (), description="the untrained backbone is sampled at these, too: what sharpening alone would gain"
+    )
+
+    @field_validator("base_temperatures")
+    @classmethod
+    def _above_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(t <= 0 for t in value):
+            raise ValueError(f"temperatures above 0 (greedy is always measured), got {', '.join(map(str, value))}")
+        return value
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump()  # batch_size too: each batch of prompts draws from its own seed
+        same = self.model_dump(exclude={"base_temperatures"})  # batch_size too: each batch of prompts has its own seed
+        return same | ({"base_temperatures": list(self.base_temperatures)} if self.base_temperatures else {})
 
 
 class Execution(Strict):
@@ -312,6 +315,16 @@ class Execution(Strict):
     workers: Positive = 1
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none", description="keep them in host memory: the optimiser's state (ZeRO 1 to 3), parameters too (ZeRO 3)"
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="implementation; without it, what transformers chooses"
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
+    )
 
 
 class TrialSpec(Strict):
@@ -333,10 +346,13 @@ class TrialSpec(Strict):
             return who | {"evaluation": evaluation, "max_length": self.train.max_length}
         objective = self.objective.canonical()
         evaluation = self.evaluation.identity()
+        evaluation.pop("base_temperatures", None)
         if not objective.needs_probe:
             evaluation["probe_examples"] = None
         cut = {}
-        if objective.normalisation == "kept":  # divides by what stands in each micro-batch of each worker
+        if (
+            objective.normalisation == "kept" or self.train.reduction == "authors"
+        ):  # divides by what stands in each micro-batch of each worker
             cut = {"workers": self.execution.workers, "micro_batch_size": self.train.micro_batch_size}
         return (
             who

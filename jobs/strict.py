@@ -30,3 +30,14 @@ class Strict(BaseModel):
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key '{key}';{nearest(str(key), cls.model_fields)}")
         return data
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # mappings among the fields have no hash of their own
+
+
+def exactly_one(what: str, given: dict[str, Any]) -> None:
+    """Raises ValueError unless one of `given` is not None."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        got = " and ".join(names) if names else "none"
+        raise ValueError(f"{what} needs exactly one of {', '.join(given)}; got {got}")

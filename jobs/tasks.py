@@ -1,62 +1,98 @@
-"""Tasks: where examples come from. Built-in tasks are made here; others are read from local files.
+"""Tasks: from rows to examples, split, subset and noise. Built-in tasks are made here; other rows: jobs/sources.py.
 
 No torch: `plan` counts examples with this module.
 """
 
 from __future__ import annotations
 
-import json
 import random
+import string
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jobs.spec import TaskSpec
+from jobs import sources
+from jobs.scores import ScoreSpec
+from jobs.sources import TaskError
+from jobs.task_spec import Benchmark, Examples, GeneratorSpec, TaskSpec
 
 DIGITS = "0123456789"
 LETTERS = "abcdefghij"
-
-
-class TaskError(ValueError):
-    """The data of a task cannot be used; the message says which file, which row and what instead."""
+EXACT = ScoreSpec()
 
 
 @dataclass(frozen=True)
 class Example:
-    """One demonstration. `messages` holds the turns before the response, where the data are chats."""
+    """One demonstration, and how an answer to its prompt is scored.
+
+    messages:  the turns before the response, where the data are chats
+    reference: the right answer where the data name it; else the response is
+    entry:     the generator's or problem set's own row, where its scorer reads one (held-out examples only)
+    """
 
     prompt: str
     response: str
     messages: tuple[tuple[str, str], ...] = ()
+    reference: str | None = None
+    score: ScoreSpec = EXACT
+    entry: dict[str, Any] | None = None
+
+    @property
+    def wanted(self) -> str:
+        return self.response if self.reference is None else self.reference
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a trial trains on and is measured on; the two never share a prompt."""
+    """What a trial trains on and is measured on; train and heldout never share a prompt."""
 
     train: list[Example]
     heldout: list[Example]
     noisy: int = 0  # training responses that were swapped for a wrong one
+    benchmarks: dict[str, list[Example]] = field(default_factory=dict)
 
 
 def load_task(task: TaskSpec) -> TaskData:
-    """Deterministic in `task`: the split, the subset and the noise follow data_seed alone."""
-    if task.builtin:
-        train, heldout = builtin_split(task.builtin)
-    elif task.heldout_path:
-        train, heldout = list(_read(task, task.path)), list(_read(task, task.heldout_path))
-    else:
-        train, heldout = _split(list(_read(task, task.path)), task)
+    """Deterministic in `task`: the split, the subset and the noise follow data_seed alone. Raises TaskError."""
+    train, heldout = _both(task)
     if not train or not heldout:
         raise TaskError(
             f"task '{task.name}': {len(train)} training and {len(heldout)} held-out examples; both need some"
         )
     shuffled = random.Random(f"subset {task.data_seed}").sample(train, len(train))
-    train = shuffled[: task.train_examples]
+    train = [replace(example, entry=None) for example in shuffled[: task.train_examples]]
     train, noisy = _with_noise(train, task)
     held = random.Random(f"heldout {task.data_seed}").sample(heldout, min(task.heldout_examples, len(heldout)))
-    return TaskData(train, held, noisy)
+    return TaskData(train, held, noisy, {b.name: _benchmark(task, b) for b in task.benchmarks})
+
+
+def _both(task: TaskSpec) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, before subset and noise."""
+    if task.builtin:
+        return builtin_split(task.builtin)
+    if task.parts:
+        parts = [load_task(part) for part in task.parts]
+        return [e for part in parts for e in part.train], [e for part in parts for e in part.heldout]
+    if task.generator is not None:
+        train, heldout = _generated(task, task.generator)
+        return train, heldout
+    if task.heldout_path or task.heldout_split:
+        return list(_read(task)), list(_read(task, task.heldout_path, task.heldout_split))
+    return _split(list(_read(task)), task)
+
+
+def _benchmark(task: TaskSpec, benchmark: Benchmark) -> list[Example]:
+    if benchmark.builtin:
+        examples = builtin_split(benchmark.builtin)[1]
+    elif benchmark.generator is not None:
+        examples = _generated(benchmark, benchmark.generator)[1]
+    else:
+        examples = list(_read(benchmark))
+    if not examples:
+        raise TaskError(f"task '{task.name}': benchmark '{benchmark.name}' has no problems")
+    if benchmark.examples is None:
+        return examples
+    return random.Random(f"benchmark {benchmark.data_seed}").sample(examples, min(benchmark.examples, len(examples)))
 
 
 def builtin_split(name: str) -> tuple[list[Example], list[Example]]:
@@ -112,60 +148,94 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
     return noisy, len(chosen)
 
 
-def _read(task: TaskSpec, path: str | None) -> Iterator[Example]:
-    file = Path(str(path))
-    if not file.is_file():
-        raise TaskError(f"task '{task.name}': no file {file}; relative paths start at --data-root")
-    for where, row in _rows(file):
-        yield _example(task, row, f"{file}:{where}")
+def _read(source: Examples, path: str | None = None, split: str | None = None) -> Iterator[Example]:
+    """The examples of a local file or a data set of the hub."""
+    rows = sources.hub_rows(source, split or source.split) if source.hub else sources.file_rows(path or source.path)
+    for where, row in rows:
+        yield _example(source, row, where)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise TaskError(f"{file}: not a readable parquet file ({error})") from None
-        yield from enumerate(table.to_pylist(), 1)
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise TaskError(f"{file}:{number}: not JSON ({error.msg}); one object a line") from None
-                if not isinstance(row, dict):
-                    raise TaskError(f"{file}:{number}: one JSON object a line, got {type(row).__name__}")
-                yield number, row
+def _generated(source: Examples, generator: GeneratorSpec) -> tuple[list[Example], list[Example]]:
+    """Training items, and the held-out ones after them."""
+    items = sources.generated(generator)
+    prompt_of = source.template or "{question}"
+    made = [
+        Example(
+            _formatted(prompt_of, item, f"{generator.name}[{i}]"), item["answer"], _chat(source, item["question"]),
+            None, _score_of(source), {**item, "generator": generator.name},
+        )
+        for i, item in enumerate(items)
+    ]  # fmt: skip
+    return made[: generator.size], made[generator.size :]
 
 
-def _example(task: TaskSpec, row: dict[str, Any], where: str) -> Example:
-    if task.messages is None:
-        for field in (task.prompt, task.response):
-            if not isinstance(row.get(field), str) or not row[field]:
-                raise TaskError(f"{where}: no text in field '{field}'; this row has {', '.join(sorted(row))}")
-        return Example(row[task.prompt], row[task.response])
-    turns = row.get(task.messages)
+def _score_of(source: Examples) -> ScoreSpec:
+    if source.answer_marker is None:
+        return source.score
+    return source.score.model_copy(update={"marker": source.answer_marker})
+
+
+def _chat(source: Examples, prompt: str) -> tuple[tuple[str, str], ...]:
+    return (("system", source.system), ("user", prompt)) if source.system else ()
+
+
+def _example(source: Examples, row: dict[str, Any], where: str) -> Example:
+    reference = None if source.reference is None else _text(row, source.reference, where)
+    entry = row if source.score.kind in ("generator", "code") else None
+    if source.messages is not None:
+        said = _said(row.get(source.messages), source.messages, where)
+        return Example(said[-2][1], said[-1][1], said[:-1], reference, _score_of(source), entry)
+    if source.template is not None:
+        prompt = _formatted(source.template, row, where)
+    else:
+        prompt = _text(row, source.prompt, where)
+    # a benchmark has no demonstrations: its reference stands for them
+    response = reference if reference is not None and isinstance(source, Benchmark) else None
+    if response is None:
+        response = _text(row, source.response, where)
+    return Example(prompt, response, _chat(source, prompt), reference, _score_of(source), entry)
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    """A field's text; numbers are as good as text."""
+    value = row.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise TaskError(f"{where}: no text in field '{name}'; this row has {', '.join(sorted(map(str, row)))}")
+    return value
+
+
+# how data sets of the hub write chats
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+def _said(turns: Any, name: str, where: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(turns, list) or len(turns) < 2:
-        raise TaskError(f"{where}: field '{task.messages}' must be a list of at least two messages")
+        raise TaskError(f"{where}: field '{name}' must be a list of at least two messages")
     try:
-        said = tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
+        said = tuple(
+            (str(t["role"]), str(t["content"])) if "role" in t else (_ROLES[t["from"]], str(t["value"])) for t in turns
+        )
     except (TypeError, KeyError):
-        raise TaskError(f"{where}: each message needs role and content") from None
+        raise TaskError(f"{where}: each message needs role and content (or from and value)") from None
     if said[-1][0] != "assistant":
         raise TaskError(f"{where}: the last message must be the assistant's, got '{said[-1][0]}'")
-    return Example(said[-2][1], said[-1][1], said[:-1])
+    return said
 
 
-def final_answer(text: str, marker: str | None) -> str:
-    """What is compared: the text, or what follows the last marker; white space folded, commas in numbers dropped."""
-    if marker is not None:
-        _, found, text = text.rpartition(marker)
-        if not found:
-            return ""
-    answer = " ".join(text.split())
-    bare = answer.replace(",", "")
-    return bare if bare.lstrip("-+$").replace(".", "", 1).isdigit() else answer
+class _Fields(string.Formatter):
+    """{field}, {field[0]}, {field[key]}: a row's own values and nothing behind them."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        if "." in field_name:
+            raise ValueError(f"'{field_name}': write {field_name.replace('.', '[', 1)}] for what lies inside a field")
+        return super().get_field(field_name, args, kwargs)
+
+
+def _formatted(template: str, row: dict[str, Any], where: str) -> str:
+    try:
+        return _Fields().vformat(template, (), row)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        has = ", ".join(sorted(map(str, row)))
+        raise TaskError(f"{where}: the template asks for {error}; this row has {has}") from None

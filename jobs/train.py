@@ -29,7 +29,8 @@ from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel
 from jobs.objectives import State
 from jobs.probe import Probe, probe
-from jobs.spec import BackboneSpec, ObjectiveSpec, TaskSpec, TrialSpec
+from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
+from jobs.task_spec import TaskSpec
 from jobs.tasks import TaskData, load_task
 from jobs.zero import micro_batch_size
 

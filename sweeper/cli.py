@@ -12,7 +12,7 @@ from cluster.growth import GrowthError
 from cluster.resources import PlacementError
 from cluster.strict import ValuesError
 from jobs.backbone import BackboneError
-from jobs.tasks import TaskError
+from jobs.sources import TaskError
 from sweeper import commands_cluster, commands_doctor, commands_local, commands_render
 from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError

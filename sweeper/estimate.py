@@ -14,8 +14,10 @@ from jobs.backbone import BackboneError, gguf_file, local_dir
 from jobs.plugins import objective_named
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
 from jobs.record import KEEP_CHECKPOINTS
-from jobs.spec import BackboneSpec, TaskSpec, TrialSpec
-from jobs.tasks import TaskError, load_task
+from jobs.sources import TaskError
+from jobs.spec import BackboneSpec, TrialSpec
+from jobs.task_spec import TaskSpec
+from jobs.tasks import load_task
 from jobs.zero import micro_batch_size, zero_stage
 from sweeper.store import Store
 

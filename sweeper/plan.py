@@ -13,13 +13,15 @@ from cluster.strict import readable
 from jobs.backbone import BackboneError, source_files
 from jobs.files import fingerprint
 from jobs.pretrain import recipe_digest
-from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TaskSpec, TrainSpec, TrialSpec
+from jobs.sources import TaskError
+from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict, nearest
-from jobs.tasks import TaskError
+from jobs.task_spec import Benchmark, TaskSpec
 from jobs.zero import micro_batch_size
 from sweeper.spec import Override, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)
+Source = TypeVar("Source", TaskSpec, Benchmark)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
-    resolve = _Resolver(data_root, problems if require_files else notes)
+    resolve = _Resolver(data_root, problems if require_files else notes, notes)
     trials: dict[str, TrialSpec] = {}
     cells: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -66,12 +68,13 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                         if _matches(override.where, backbone, task, objective)
                     ]
                     used |= {i for i, _ in over}
-                    train = _replaced(TrainSpec, settings.train.model_dump(), "train", over, problems)
+                    own = {} if backbone.lr is None else {"lr": backbone.lr}
+                    train = _replaced(TrainSpec, settings.train.model_dump() | own, "train", over, problems)
                     execution = _replaced(Execution, settings.execution.model_dump(), "execution", over, problems)
                     if train is None or execution is None:
                         continue
                     trial = TrialSpec(
-                        backbone=backbone,
+                        backbone=backbone if objective is not None else backbone.bare(),
                         task=task,
                         objective=objective,
                         seed=seed,
@@ -108,9 +111,10 @@ def _matches(where: Where, backbone: BackboneSpec, task: TaskSpec, objective: Ob
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 
-    def __init__(self, data_root: Path, report: list[str]) -> None:
+    def __init__(self, data_root: Path, report: list[str], notes: list[str]) -> None:
         self.data_root = data_root
         self.report = report
+        self.notes = notes
         self.seen: dict[tuple[Path, ...], str] = {}
 
     def backbone(self, backbone: BackboneSpec) -> BackboneSpec:
@@ -122,18 +126,29 @@ class _Resolver:
                 "gguf": backbone.gguf if backbone.package else self._absolute(backbone.gguf),
             }
         )
+        if moved.hub is not None and moved.revision is None:
+            self.notes.append(f"{moved.hub}: no revision is named; the hub's newest may change under the same trial")
         return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved))})
 
     def task(self, task: TaskSpec) -> TaskSpec:
-        moved = task.model_copy(
-            update={"path": self._absolute(task.path), "heldout_path": self._absolute(task.heldout_path)}
-        )
+        parts = {
+            "parts": tuple(self.task(part) for part in task.parts),
+            "benchmarks": tuple(self._examples(benchmark) for benchmark in task.benchmarks),
+            "heldout_path": self._absolute(task.heldout_path),
+        }
+        return self._examples(task.model_copy(update=parts))
+
+    def _examples(self, source: Source) -> Source:
+        """With its path made absolute and its files hashed."""
+        moved = source.model_copy(update={"path": self._absolute(source.path)})
+        if moved.hub is not None and moved.revision is None:
+            self.notes.append(f"{moved.hub}: no revision is named; the hub's newest may change under the same trial")
 
         def files() -> list[Path]:
-            paths = [Path(p) for p in (moved.path, moved.heldout_path) if p]
+            paths = [Path(p) for p in (moved.path, getattr(moved, "heldout_path", None)) if p]
             for path in paths:
                 if not path.is_file():
-                    raise TaskError(f"task '{task.name}': no file {path}; relative paths start at --data-root")
+                    raise TaskError(f"task '{source.name}': no file {path}; relative paths start at --data-root")
             return paths
 
         return moved.model_copy(update={"fingerprint": self._fingerprint(files)})

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.strict import Loader, readable
-from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, Positive, TaskSpec, TrainSpec
+from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec
 from jobs.strict import Strict, nearest
+from jobs.task_spec import Positive, TaskSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 
 AXES = ("backbone", "task", "objective", "seed")
@@ -180,18 +181,25 @@ def _axis(model: type[Model], items: list[Any], where: str, problems: list[str])
         if not isinstance(item, Mapping):
             problems.append(f"{where}[{i}]: a mapping such as {{{next(iter(model.model_fields))}: ...}}, got {item!r}")
             continue
-        for plain in _expand(item):
+        for plain in _expand(item, _whole(model)):
             value = _valid(model, plain, f"{where}[{i}]", problems)
             if value is not None:
                 values.append(value)
     return tuple(values)
 
 
-def _expand(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """{a: [1, 2], gate: {at: [3, 4]}} -> four plain mappings, first key slowest."""
+def _whole(model: type[Strict]) -> set[str]:
+    """Fields that hold a list or a free mapping themselves, so that theirs is no list of choices."""
+    return {name for name, field in model.model_fields.items() if get_origin(field.annotation) in (tuple, dict)}
+
+
+def _expand(item: Mapping[str, Any], whole: Container[str] = ()) -> Iterator[dict[str, Any]]:
+    """{a: [1, 2], gate: {at: [3, 4]}} -> four plain mappings, first key slowest; fields of `whole` stay as they are."""
     choices: list[list[Any]] = []
-    for value in item.values():
-        if isinstance(value, list):
+    for name, value in item.items():
+        if name in whole:
+            choices.append([value])
+        elif isinstance(value, list):
             nested = [list(_expand(v)) if isinstance(v, Mapping) else [v] for v in value]
             choices.append(list(itertools.chain.from_iterable(nested)))
         elif isinstance(value, Mapping):

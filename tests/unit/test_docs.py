@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from jobs.objectives import OBJECTIVES
-from jobs.spec import BackboneSpec, EvalSpec, Execution, Gate, ObjectiveSpec, TaskSpec, TrainSpec
+from jobs.spec import BackboneSpec, EvalSpec, Execution, Gate, ObjectiveSpec, TrainSpec
+from jobs.task_spec import TaskSpec
 from sweeper.cli import _parser
 from sweeper.plan import make_plan
 from sweeper.spec import AXES, Override, SchedulerSpec, Settings, parse_sweep

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.spec import TaskSpec
-from jobs.tasks import Example, TaskError, builtin_split, final_answer, load_task
+from jobs.scores import final_answer
+from jobs.sources import TaskError
+from jobs.task_spec import TaskSpec
+from jobs.tasks import Example, builtin_split, load_task
 
 
 @pytest.mark.parametrize("name", ["addition", "reversal", "cipher"])
@@ -74,7 +76,7 @@ def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
         ('{"prompt": "p"}', r"d.jsonl:1: no text in field 'response'; this row has prompt"),
         ('{"prompt": "p", "response": ""}', "no text in field 'response'"),
         ("{prompt", r"d.jsonl:1: not JSON .*; one object a line"),
-        ("[1]", "one JSON object a line, got list"),
+        ("[1]", "one object of fields a row, got list"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:

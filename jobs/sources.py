@@ -1,0 +1,112 @@
+"""Rows of a task: from local files, from the hub, from a generator. What cannot be read is one line that says why."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.task_spec import Examples, GeneratorSpec
+
+Rows = Iterator[tuple[str, dict[str, Any]]]  # where a row stands, and the row
+
+
+class TaskError(ValueError):
+    """The data of a task cannot be used; the message says which file, which row and what instead."""
+
+
+def file_rows(path: str | None) -> Rows:
+    """Rows of a .jsonl, .json, .parquet or .csv file."""
+    file = Path(str(path))
+    if not file.is_file():
+        raise TaskError(f"no file {file}; relative paths start at --data-root")
+    readers = {".parquet": _parquet, ".csv": _csv, ".json": _json}
+    for where, row in readers.get(file.suffix, _jsonl)(file):
+        if not isinstance(row, dict):
+            raise TaskError(f"{file}:{where}: one object of fields a row, got {type(row).__name__}")
+        yield f"{file}:{where}", row
+
+
+def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise TaskError(f"{file}:{number}: not JSON ({error.msg}); one object a line") from None
+
+
+def _json(file: Path) -> Iterator[tuple[int, Any]]:
+    """A list of rows, or a mapping from ids to rows."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{file}:{error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(whole, list | dict):
+        raise TaskError(f"{file}: a list of rows or a mapping from ids to rows, got {type(whole).__name__}")
+    yield from enumerate(whole.values() if isinstance(whole, dict) else whole, 1)
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise TaskError(f"{file}: not a readable parquet file ({error})") from None
+    yield from enumerate(table.to_pylist(), 1)
+
+
+def _csv(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            if None in row or None in row.values():
+                raise TaskError(f"{file}:{reader.line_num}: not as many values as the header has names")
+            yield reader.line_num, row
+
+
+def hub_rows(source: Examples, split: str) -> Rows:
+    """Rows of a data set of the hub, by the datasets library and its cache. Never runs code from a repository."""
+    import datasets
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    name = f"{source.hub}" + (f" ({source.subset})" if source.subset else "")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(str(source.hub), source.subset, split=split, revision=source.revision)
+    except GatedRepoError:
+        raise TaskError(f"data set {name} is gated: accept its terms on the hub and set HF_TOKEN") from None
+    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TaskError(
+            f"cannot get split '{split}' of data set {name} from the hub ({reason}); check the id, the split, the "
+            "network and HF_TOKEN, or give a local file as path"
+        ) from None
+    for number, row in enumerate(rows):
+        yield f"{name}/{split}[{number}]", dict(row)
+
+
+def generated(generator: GeneratorSpec) -> list[dict[str, Any]]:
+    """Items of reasoning-gym: question, answer, metadata. Training items first, then the held-out ones."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise TaskError(
+            f"generator {generator.name}: reasoning-gym is not installed; pip install 'objective-continuum[reasoning]'"
+        )
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if generator.name not in DATASETS:
+        from jobs.strict import nearest
+
+        raise TaskError(f"reasoning-gym has no generator '{generator.name}';{nearest(generator.name, DATASETS)[:200]}")
+    size = generator.size + generator.heldout_size
+    try:
+        made = reasoning_gym.create_dataset(generator.name, seed=generator.seed, size=size, **generator.settings)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise TaskError(f"generator {generator.name}: its settings do not fit ({error})") from None
+    return [made[i] for i in range(size)]
