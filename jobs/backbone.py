@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.files import make_dir
 from jobs.hf import import_transformers
 from jobs.pretrain import builtin_dir
-from jobs.spec import BackboneSpec
+from jobs.spec import BackboneSpec, Execution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,18 +63,43 @@ def local_dir(backbone: BackboneSpec, root: Path) -> Path | None:
     return Path(backbone.path) if backbone.path is not None else None
 
 
-def check_hub(backbone: BackboneSpec) -> None:
-    """Ask the hub for the small files of a backbone. Raises BackboneError: no network, no such id, no access."""
+def check_backbone(backbone: BackboneSpec, root: Path) -> None:
+    """What can be told from its small files (asked of the hub where it is there) before anything is started.
+
+    Raises BackboneError: no network, no such id, no access, no causal head, no EOS.
+    """
+    if backbone.builtin is not None or backbone.gguf is not None:
+        return
     hf = import_transformers()
+    source, options = _source(backbone, root)
     try:
-        source, options = _source(backbone, Path())
-        hf.AutoConfig.from_pretrained(source, **options)
+        config = hf.AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
+    if type(config) not in hf.AutoModelForCausalLM._model_mapping:
+        known = ", ".join(config.architectures or [config.model_type])
         raise BackboneError(
-            f"backbone '{backbone.name}': cannot get {backbone.hub} from the hub ({reason}); "
-            "check the id, the network and HF_TOKEN, or give a local directory as path"
-        ) from None
+            f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
+            "name a decoder such as a Llama or Qwen"
+        )
+    if load_tokenizer(backbone, root).eos_token_id is None:
+        raise BackboneError(
+            f"backbone '{backbone.name}': its tokenizer has no EOS token, so a model would never learn to stop; "
+            "set eos_token in its tokenizer_config.json"
+        )
+
+
+def _reason(error: Exception, backbone: BackboneSpec) -> str:
+    """One line for what the hub or a directory has answered."""
+    text = str(error).strip().splitlines()[0]
+    if backbone.hub is None:
+        return f"cannot read {backbone.path} ({text})"
+    if "gated" in str(error).lower():
+        return f"{backbone.hub} is gated: accept its terms on the hub and set HF_TOKEN"
+    return (
+        f"cannot get {backbone.hub} from the hub ({text}); "
+        "check the id, the network and HF_TOKEN, or give a local directory as path"
+    )
 
 
 def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
@@ -97,18 +122,42 @@ def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
     return make_dir(target, fill)
 
 
-def load_backbone(backbone: BackboneSpec, root: Path) -> PreTrainedModel:
-    """The model in fp32 on the CPU, in training mode. Raises BackboneError."""
+def load_backbone(backbone: BackboneSpec, root: Path, execution: Execution | None = None) -> PreTrainedModel:
+    """The model in fp32 on the CPU, in training mode, without adapters. Raises BackboneError."""
     import torch
 
     hf = import_transformers()
     source, options = _source(backbone, root)
+    if execution is not None and execution.attention is not None:
+        options["attn_implementation"] = execution.attention
     try:
         model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"backbone '{backbone.name}': cannot load {source}: {error}") from error
     model.config.use_cache = False
+    if execution is not None and execution.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def add_adapters(model: PreTrainedModel, backbone: BackboneSpec) -> None:
+    """Put LoRA adapters into `model`, which trains nothing else then; B starts at 0, so the model says what it said.
+
+    Their A is drawn from the global generator. Raises BackboneError where a target is no layer of the model.
+    """
+    if backbone.lora is None:
+        return
+    from peft import LoraConfig
+
+    lora = backbone.lora
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+        target_modules=list(lora.targets) or "all-linear",
+    )  # fmt: skip
+    try:
+        model.add_adapter(config)
+    except ValueError as error:
+        raise BackboneError(f"backbone '{backbone.name}': lora.targets {', '.join(lora.targets)}: {error}") from None
 
 
 def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBase:
@@ -119,6 +168,8 @@ def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBas
         tokenizer = hf.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': cannot load the tokenizer of {source}: {error}") from error
+    if backbone.chat_template is not None:
+        tokenizer.chat_template = backbone.chat_template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

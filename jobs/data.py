@@ -37,8 +37,12 @@ class Encoded:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     """The prompt in the model's own chat template where it has one, else as plain text."""
     if tokenizer.chat_template is None:
-        text = "\n\n".join(content for _, content in example.messages) or example.prompt
-        return list(tokenizer(text, add_special_tokens=True)["input_ids"])
+        if example.messages:
+            raise TaskError(
+                "the examples are chats and the tokenizer has no chat template; "
+                "give the backbone a chat_template, or the task prompt and response fields"
+            )
+        return list(tokenizer(example.prompt, add_special_tokens=True)["input_ids"])
     turns = example.messages or (("user", example.prompt),)
     chat = [{"role": role, "content": content} for role, content in turns]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

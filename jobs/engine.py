@@ -97,11 +97,14 @@ def load(engine: Any, folder: Path) -> dict[str, Any]:
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """Whole parameters by name, on the CPU of rank 0 (empty elsewhere); under ZeRO-3 gathered one at a time."""
+    """Whole trained parameters by name, on the CPU of rank 0 (empty elsewhere); under ZeRO-3 gathered one at a time."""
     deepspeed = import_deepspeed()
     wanted = dist.get_rank() == 0
     state = {}
+    adapted = any(not p.requires_grad for p in engine.module.backbone.parameters())
     for name, parameter in engine.module.backbone.named_parameters(remove_duplicate=False):
+        if adapted and not parameter.requires_grad:
+            continue  # frozen: the adapters are what was trained
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if wanted:
                 state[name] = parameter.detach().cpu().clone()

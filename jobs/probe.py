@@ -53,7 +53,8 @@ class Probe:
 def probe_dir(trial: TrialSpec, root: Path) -> Path:
     """Named by what decides it: backbone, task, cut and number of examples."""
     what = [
-        trial.backbone.identity(), trial.task.identity(), trial.train.max_length, trial.evaluation.probe_examples,
+        trial.backbone.bare().identity(), trial.task.identity(),
+        trial.train.max_length, trial.evaluation.probe_examples,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return root / "probes" / digest

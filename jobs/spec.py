@@ -44,6 +44,7 @@ class BackboneSpec(Strict):
     revision: str | None = Field(None, description="hub: commit, tag or branch")
     gguf: str | None = Field(None, description="a GGUF file")
     package: str | None = Field(None, description="gguf: the installed package that ships the file")
+    chat_template: str | None = Field(None, description="Jinja, instead of the tokenizer's own")
     lora: LoraSpec | None = Field(None, description="train adapters; without it, all weights")
     lr: float | None = Field(None, gt=0, description="its own learning rate, instead of train.lr")
     shape: dict[str, int | bool] = Field(
@@ -89,6 +90,8 @@ class BackboneSpec(Strict):
             same = {"builtin": self.builtin, "recipe": self.fingerprint, "pretrain_steps": self.pretrain_steps}
         else:
             same = {"files": self.fingerprint or self.path or self.gguf, "hub": self.hub, "revision": self.revision}
+        if self.chat_template is not None:
+            same["chat_template"] = self.chat_template
         return same | ({"lora": self.lora.model_dump(mode="json")} if self.lora else {})
 
 

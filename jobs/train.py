@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from jobs import engine as ds
-from jobs.backbone import load_backbone, load_tokenizer
+from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
 from jobs.data import Encoded, collate, encode, global_batches
@@ -85,7 +85,8 @@ def train(
     facts = {} if facts is None else facts
     ds.ensure_process_group()
     torch.manual_seed(trial.seed)
-    model, tokenizer = load_backbone(trial.backbone, root).to(ds.device()), load_tokenizer(trial.backbone, root)
+    model = load_backbone(trial.backbone, root, trial.execution).to(ds.device())
+    tokenizer = load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
     probed = probe(trial, root, model, prepared.train, pad) if spec is None or spec.needs_probe else None
@@ -93,7 +94,9 @@ def train(
         assert probed is not None
         report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial), None, False)
         return True
-    objective = _bind(spec.canonical(), probed)
+    torch.manual_seed(trial.seed)  # whatever was drawn before
+    add_adapters(model, trial.backbone)
+    objective = _bind(spec.canonical(), probed, trial.train.reduction)
     with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
@@ -173,7 +176,7 @@ def _step(
     for start in cuts:
         batch = collate(rows[start : start + micro], pad).to(engine.device)
         loss, *measured = engine(batch, share, state)
-        engine.backward(loss)
+        engine.backward(loss * len(cuts) if trial.train.reduction == "authors" else loss)
         if start == cuts[-1]:
             norm = ds.clip(engine, trial)
         engine.step()
@@ -182,8 +185,10 @@ def _step(
     return torch.stack(sums).sum(0), torch.cat(sequence_nll), norm
 
 
-def _bind(spec: ObjectiveSpec, probed: Probe | None) -> BoundObjective:
-    """With the gate's quantile looked up in the probe."""
+def _bind(spec: ObjectiveSpec, probed: Probe | None, reduction: str) -> BoundObjective:
+    """With the gate's quantile looked up in the probe; the authors' reduction is each micro-batch's own mean."""
+    if reduction == "authors":
+        spec = spec.model_copy(update={"normalisation": "kept"})
     share = spec.gate.quantile if spec.gate is not None else None
     return BoundObjective.bind(spec, probed.quantile(share) if probed is not None and share is not None else None)
 

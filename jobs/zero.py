@@ -25,7 +25,7 @@ def micro_batch_size(trial: TrialSpec) -> int:
 def zero_stage(trial: TrialSpec) -> int:
     """The stage in force: one worker has nobody to share with, and ZeRO 1 and 2 in fp32 would only keep flat copies."""
     train = trial.train
-    alone = trial.execution.workers == 1 and train.precision == "fp32"
+    alone = trial.execution.workers == 1 and train.precision == "fp32" and trial.execution.offload == "none"
     return 0 if alone and train.zero_stage in (1, 2) else train.zero_stage
 
 
@@ -46,7 +46,27 @@ def deepspeed_config(trial: TrialSpec) -> dict[str, Any]:
         "gradient_accumulation_steps": train.batch_size // (micro * trial.execution.workers),
         "gradient_clipping": 0.0 if clips_here(trial) else train.clip,
         "bf16": {"enabled": train.precision == "bf16"},
-        "zero_optimization": {"stage": zero_stage(trial)},
+        "zero_optimization": {"stage": zero_stage(trial)} | _offloads(trial),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def _offloads(trial: TrialSpec) -> dict[str, Any]:
+    """The optimiser's state in host memory, and with `parameters` the weights too."""
+    offload, to = trial.execution.offload, {"device": "cpu", "pin_memory": False}
+    if offload == "none":
+        return {}
+    return {"offload_optimizer": to} | ({"offload_param": to} if offload == "parameters" else {})
+
+
+def check_shape(trial: TrialSpec) -> None:
+    """Raises ValueError where the settings of a trial cannot go together."""
+    micro_batch_size(trial)
+    needed = {"none": 0, "optimizer": 1, "parameters": 3}[trial.execution.offload]
+    if trial.train.zero_stage < needed:
+        raise ValueError(
+            f"execution.offload {trial.execution.offload} needs train.zero_stage {needed} or more, "
+            f"got {trial.train.zero_stage}"
+        )

@@ -17,7 +17,7 @@ from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
-from jobs.zero import micro_batch_size
+from jobs.zero import check_shape
 from sweeper.spec import Override, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)
@@ -93,7 +93,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
             problems.append(f"overrides[{i}].where: {_no_match(override, trials.values())}")
     for trial in trials.values():
         try:
-            micro_batch_size(trial)
+            check_shape(trial)
         except ValueError as error:
             problems.append(str(error))
     if problems:

@@ -52,7 +52,8 @@ def write_report(
     parts = {"verdicts": verdicts, "leaderboard": board, "gains": gains, "alpha": curve}
     records = {name: [_plain(row) for row in frame.to_dict("records")] for name, frame in parts.items()}
     problems = [_problem(row) for row in table[table["status"] != "finished"].to_dict("records")]
-    counts = {status: int((table["status"] == status).sum()) for status in ("finished", *NOT_FINISHED)}
+    trials = table.drop_duplicates("key")
+    counts = {status: int((trials["status"] == status).sum()) for status in ("finished", *NOT_FINISHED)}
     answers = answer(records["verdicts"], records["gains"])
     meaning = YARDSTICKS[PRIMARY]
     numbers = {

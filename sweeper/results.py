@@ -19,7 +19,7 @@ def status_of(result: dict[str, Any] | None) -> str:
 
 
 def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> pd.DataFrame:
-    """One row a trial, in plan order.
+    """One row a trial, in plan order; the measure of a backbone that is trained in several ways, one row for each.
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
     (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, error,
@@ -29,16 +29,24 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
     import pandas as pd
 
     rows = []
-    for key, trial in store.trials(sweep).items():
+    trials = store.trials(sweep)
+    ways: dict[tuple[str, str], dict[str, None]] = {}  # (weights, task) -> names under which they are trained
+    for trial in trials.values():
+        if trial.objective is not None:
+            ways.setdefault((trial.backbone.bare().name, trial.task.name), {})[trial.backbone.name] = None
+    for key, trial in trials.items():
         folder = store.trial(key)
         result = folder.result()
         final = {k: v for row in folder.rows() for k, v in row.items()}  # the last value of each
         objective = trial.objective.canonical() if trial.objective else None
         gate = objective.gate if objective else None
-        rows.append(
+        names = [trial.backbone.name]
+        if trial.objective is None:
+            names = list(ways.get((trial.backbone.name, trial.task.name), names))
+        rows += [
             {
                 "key": key,
-                "backbone": trial.backbone.name,
+                "backbone": name,
                 "task": trial.task.name,
                 "objective": trial.objective_label,
                 "name": objective.name if objective else "backbone",
@@ -53,9 +61,10 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "train_s": (result or {}).get("train_s"),
                 "mlflow_run_id": (run_ids or {}).get(key),
                 CAPABILITY: final.get(CAPABILITY),
-                **{name: final.get(name) for name in YARDSTICKS},
+                **{yardstick: final.get(yardstick) for yardstick in YARDSTICKS},
             }
-        )
+            for name in names
+        ]
     table = pd.DataFrame(rows)
     base = table[table["name"] == "backbone"].set_index(["backbone", "task"])
     for name, column in {CAPABILITY: "base_mean_p", **{y: f"base/{y}" for y in YARDSTICKS}}.items():

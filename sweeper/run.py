@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
-from jobs.backbone import check_hub, convert_gguf
+from jobs.backbone import check_backbone, convert_gguf
 from jobs.pretrain import pretrain
 from jobs.spec import Execution, TrialSpec
 from jobs.tasks import load_task
@@ -37,7 +37,7 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
     name = plan.spec.settings.name
     with store.lock(name):
         pending = pending_trials(store, plan)
-        check_inputs(pending)
+        check_inputs(pending, store.root)
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
@@ -52,15 +52,15 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         return len(pending_trials(store, plan))
 
 
-def check_inputs(trials: list[TrialSpec]) -> None:
-    """Read every task's rows and ask the hub for every backbone before anything is started.
+def check_inputs(trials: list[TrialSpec], root: Path) -> None:
+    """Read every task's rows and every backbone's small files before anything is started.
 
     Raises TaskError or BackboneError.
     """
     for task in {trial.task for trial in trials}:
         load_task(task)
-    for backbone in {trial.backbone for trial in trials if trial.backbone.hub}:
-        check_hub(backbone)
+    for backbone in {trial.backbone for trial in trials}:
+        check_backbone(backbone, root)
 
 
 def prepare(trials: list[TrialSpec], root: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
-from jobs.backbone import load_backbone, load_tokenizer
+from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.data import Batch, collate, encode, global_batches
 from jobs.engine import learning_rate
 from jobs.hf import import_transformers
@@ -88,11 +88,14 @@ def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
     assert spec.objective is not None
     name, gate = spec.objective.name, spec.objective.gate
     model, tokenizer = load_backbone(spec.backbone, root), load_tokenizer(spec.backbone, root)
+    torch.manual_seed(spec.seed)
+    add_adapters(model, spec.backbone)
     frozen = copy.deepcopy(model)
     data, _ = encode(tokenizer, load_task(spec.task).train, spec.train.max_length)
     with torch.no_grad():
         alpha = token_p(model, collate(data[: spec.evaluation.probe_examples], 0)).mean()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=spec.train.betas, weight_decay=spec.train.weight_decay)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=spec.train.betas, weight_decay=spec.train.weight_decay)
     for step, index in enumerate(global_batches(len(data), spec.seed, spec.train.batch_size, STEPS)):
         batch = collate([data[i] for i in index], 0)
         p = token_p(model, batch)
@@ -111,6 +114,10 @@ def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
             cuts = [sum(tokens[i : i + 4]) for i in range(0, len(tokens), 4)]
             parts = zip((value * kept).split(cuts), kept.split(cuts), strict=True)
             loss = torch.stack([v.sum() / k.sum() for v, k in parts]).mean()
+        if spec.train.reduction == "authors":  # summed over a rank's micro-batches, averaged over ranks
+            tokens = [row.num_targets for row in (data[i] for i in index)]
+            cuts = [sum(tokens[i : i + 4]) for i in range(0, len(tokens), 4)]
+            loss = torch.stack([v.mean() for v in value.split(cuts)]).sum() / spec.execution.workers
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(model.parameters(), spec.train.clip)
@@ -118,6 +125,50 @@ def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
             group["lr"] = learning_rate(spec.train, step, STEPS)
         optimizer.step()
     return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def changed(spec: TrialSpec, part: str, **fields: Any) -> TrialSpec:
+    return TrialSpec.model_validate({**spec.model_dump(), part: getattr(spec, part).model_dump() | fields})
+
+
+def adapters(out: Path) -> dict[str, torch.Tensor]:
+    """By the names that peft writes."""
+    return load_file(out / "model" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_adapters_reach_the_reference_and_nothing_else_moves(backbones: Path, tmp_path: Path, workers: int) -> None:
+    lora = {"rank": 4, "alpha": 8.0}
+    specs = {stage: changed(trial(stage, workers, {"name": "nll"}), "backbone", lora=lora) for stage in range(4)}
+    jobs = [job(spec, tmp_path / f"lora-{stage}") for stage, spec in specs.items()]
+    for stage in (0, 3):
+        jobs.append(job(specs[stage], tmp_path / f"half-{stage}", stop_at=4))
+        half = str(tmp_path / f"half-{stage}" / "checkpoint")
+        jobs.append(job(specs[stage], tmp_path / f"resumed-{stage}", resume=half))
+    run(tmp_path / "run", backbones, workers, jobs)
+    expected = {n: p for n, p in reference(specs[0], backbones).items() if "lora" in n}
+    assert max(p.abs().max() for n, p in expected.items() if "lora_B" in n) > 1e-3  # it did learn; B starts at 0
+    for stage in specs:
+        found = adapters(tmp_path / f"lora-{stage}")
+        renamed = {n.replace(".default", ""): p for n, p in expected.items()}
+        assert furthest({n.removeprefix("base_model.model."): p for n, p in found.items()}, renamed) < TOLERANCE, stage
+    for stage in (0, 3):
+        assert furthest(adapters(tmp_path / f"lora-{stage}"), adapters(tmp_path / f"resumed-{stage}")) == 0.0, stage
+
+
+def test_checkpointing_offload_and_the_authors_reduction_reach_the_reference(backbones: Path, tmp_path: Path) -> None:
+    """Two workers; only the last changes the mathematics."""
+    plain = trial(0, 2, {"name": "nll"})
+    ways = {
+        "checkpointing": changed(plain, "execution", gradient_checkpointing=True, attention="eager"),
+        "optimizer-1": changed(trial(1, 2, {"name": "nll"}), "execution", offload="optimizer"),
+        "optimizer-2": changed(trial(2, 2, {"name": "nll"}), "execution", offload="optimizer"),
+        "parameters-3": changed(trial(3, 2, {"name": "nll"}), "execution", offload="parameters"),
+        "authors": changed(plain, "train", reduction="authors", clip=0.05),
+    }
+    run(tmp_path / "run", backbones, 2, [job(spec, tmp_path / name) for name, spec in ways.items()])
+    for name, spec in ways.items():
+        assert furthest(weights(tmp_path / name), reference(spec, backbones)) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("workers", [1, 2])
