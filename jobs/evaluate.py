@@ -6,8 +6,10 @@ r, r + world, ... All ranks run equally many (some twice, counted once), which Z
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +17,9 @@ import torch.distributed as dist
 
 from jobs.data import Encoded, collate
 from jobs.hf import import_transformers
-from jobs.model import target_statistics
-from jobs.scores import final_answer
+from jobs.model import Targets, hidden_states, statistics_of, target_entropy, target_statistics
+from jobs.sampling_statistics import bootstrap_interval, pass_at_k
+from jobs.scores import Score, score
 from jobs.spec import EvalSpec
 from jobs.tasks import Example
 
@@ -54,15 +57,36 @@ def _measuring(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
+@dataclass(frozen=True)
+class TargetRows:
+    """A batch's target tokens, on the CPU, [N] each.
+
+    log_odds of the target; entropy before it, nats; the row of the batch that it stands in; its place in the response,
+    from 0; whether it is the EOS
+    """
+
+    number: int
+    log_odds: Tensor
+    entropy: Tensor
+    row: Tensor
+    position: Tensor
+    eos: Tensor
+
+
 def target_rows(
-    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, batch_size: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This rank's batches: (number, log-odds of every target token [N], the row of the batch each stands in [N])."""
+    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, eos: int, batch_size: int
+) -> Iterator[TargetRows]:
+    """This rank's batches of `rows`."""
     with _measuring(model):
         for number, index, weight in _my_batches(len(rows), batch_size):
-            measured, row = target_statistics(model, collate([rows[i] for i in index], pad).to(model.device))
+            batch = collate([rows[i] for i in index], pad).to(model.device)
+            targets = Targets.of(hidden_states(model, batch), batch)
+            odds, entropy = statistics_of(model, targets).log_odds, target_entropy(model, targets)
             if weight:
-                yield number, measured.log_odds.cpu(), row.cpu()
+                row = targets.row.cpu()
+                starts = torch.searchsorted(row, row)  # rows come in order
+                position = torch.arange(len(row)) - starts
+                yield TargetRows(number, odds.cpu(), entropy.cpu(), row, position, (targets.ids == eos).cpu())
 
 
 def token_yardsticks(
@@ -83,36 +107,105 @@ def token_yardsticks(
     }
 
 
-def answer_yardsticks(
+@dataclass(frozen=True)
+class Problem:
+    """One prompt's answers, scored: value in [0, 1] each, the greedy one first, then the k sampled ones."""
+
+    number: int
+    texts: list[str]
+    scores: list[Score]
+    tokens: list[int]  # of each answer, EOS not counted
+    ended: list[bool]  # by EOS, not by max_new_tokens
+
+    @property
+    def sampled(self) -> list[float]:
+        return [score.value for score in self.scores[1:]]
+
+
+def answer_problems(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Encoded],
+    prompts: Sequence[Sequence[int]],
     examples: Sequence[Example],
     evaluation: EvalSpec,
-    marker: str | None,
-) -> dict[str, float]:
-    """Greedy accuracy and accuracy sampled at T = 1 (mean over k answers a prompt); share of empty answers."""
-    sums = torch.zeros(4, dtype=torch.float64, device=model.device)
+    temperature: float = 1.0,
+    stream: int = 0,
+) -> list[Problem]:
+    """Answer and score every prompt: greedily, and `evaluation.samples` times at `temperature`. All, on every rank.
+
+    stream: tells the draws of one set of problems from those of another; each batch of prompts has a seed of its own
+    """
+    mine = []
     with _measuring(model):
-        for number, index, weight in _my_batches(len(rows), evaluation.batch_size):
-            prompts = [rows[i].ids[: rows[i].prompt_length] for i in index]
-            wanted = [final_answer(examples[i].response, marker) for i in index]
-            torch.manual_seed(evaluation.seed * 1_000_003 + number)
-            for column, samples in ((0, 0), (1, evaluation.samples)):
-                texts = _generate(model, tokenizer, prompts, evaluation.max_new_tokens, samples)
-                repeat = max(samples, 1)
-                got = [final_answer(text, marker) for text in texts]
-                right = sum(g == wanted[i // repeat] for i, g in enumerate(got))
-                sums[column] += weight * right / repeat
-                if samples:
-                    sums[2] += weight * sum(not text.strip() for text in texts) / repeat
-            sums[3] += weight * len(index)
-    greedy, sampled, empty, count = _sum_over_ranks(sums)
+        for number, index, weight in _my_batches(len(prompts), evaluation.batch_size):
+            torch.manual_seed((evaluation.seed * 1_000_003 + number) ^ (stream << 40))
+            batch = [prompts[i] for i in index]
+            greedy = _generate(model, tokenizer, batch, evaluation.max_new_tokens, 0, temperature)
+            sampled = _generate(model, tokenizer, batch, evaluation.max_new_tokens, evaluation.samples, temperature)
+            k = evaluation.samples
+            if weight:
+                mine += [
+                    _scored(i, examples[i], [greedy[place], *sampled[place * k : (place + 1) * k]])
+                    for place, i in enumerate(index)
+                ]
+    every: list[list[Problem] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    return sorted((p for part in every for p in part or ()), key=lambda p: p.number)
+
+
+def _scored(number: int, example: Example, answers: Sequence[Answer]) -> Problem:
+    texts = [answer.text for answer in answers]
+    scores = [score(example.score, text, example.wanted, example.entry) for text in texts]
+    return Problem(number, texts, scores, [a.tokens for a in answers], [a.ended for a in answers])
+
+
+def answer_yardsticks(problems: Sequence[Problem], prefix: str) -> dict[str, float]:
+    """What a set of problems comes to.
+
+    accuracy_sampled is avg@k with a bootstrap interval over problems (level 0.95), pass_at_k the unbiased estimate for
+    k = 2, 4, ... up to the number of samples; rates and answer_tokens are means over the sampled answers.
+    """
+    drawn = [(p.texts[i], p.scores[i], p.tokens[i], p.ended[i]) for p in problems for i in range(1, len(p.texts))]
+    means = [fmean(p.sampled) for p in problems]
+    low, high = bootstrap_interval(means)
+    k = len(problems[0].sampled)
     return {
-        "task/accuracy_sampled": sampled / count,
-        "task/accuracy_greedy": greedy / count,
-        "task/empty_rate": empty / count,
+        f"{prefix}/accuracy_sampled": fmean(means),
+        f"{prefix}/accuracy_sampled_low": low,
+        f"{prefix}/accuracy_sampled_high": high,
+        f"{prefix}/accuracy_greedy": fmean(p.scores[0].value for p in problems),
+        f"{prefix}/empty_rate": fmean(not text.strip() for text, *_ in drawn),
+        f"{prefix}/no_answer_rate": fmean(score.answer is None for _, score, *_ in drawn),
+        f"{prefix}/truncated_rate": fmean(not ended for *_, ended in drawn),
+        f"{prefix}/answer_tokens": fmean(tokens for *_, tokens, _ in drawn),
+        **{
+            f"{prefix}/pass_at_{n}": fmean(pass_at_k(k, sum(v >= 1 for v in p.sampled), n) for p in problems)
+            for n in (2**e for e in range(1, k.bit_length()))
+        },
     }
+
+
+def task_yardsticks(answered: Mapping[str, Sequence[Problem]]) -> dict[str, float]:
+    """`task/...` over all sets of problems: of several benchmarks the unweighted mean, and each one's own beside it.
+
+    The interval of a mean over benchmarks is from bootstrap means of each, benchmark by benchmark.
+    """
+    each = {name: answer_yardsticks(problems, f"benchmark/{name}") for name, problems in answered.items()}
+    if len(each) == 1:
+        name, row = next(iter(each.items()))
+        return {key.replace(f"benchmark/{name}", "task", 1): value for key, value in row.items()}
+    own = [{key.removeprefix(f"benchmark/{name}/"): v for key, v in row.items()} for name, row in each.items()]
+    row = {f"task/{key}": fmean(one[key] for one in own) for key in own[0]}
+    low, high = bootstrap_interval(*([fmean(p.sampled) for p in problems] for problems in answered.values()))
+    row |= {"task/accuracy_sampled_low": low, "task/accuracy_sampled_high": high}
+    return row | {key: value for one in each.values() for key, value in one.items()}
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: int
+    ended: bool
 
 
 def _generate(
@@ -121,8 +214,9 @@ def _generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     samples: int,
-) -> list[str]:
-    """Texts, `samples` a prompt in prompt order (0: one greedy). Plain T = 1: no top-k, no top-p."""
+    temperature: float,
+) -> list[Answer]:
+    """`samples` answers a prompt in prompt order (0: one greedy). No top-k, no top-p."""
     GenerationConfig = import_transformers().GenerationConfig
     width = max(map(len, prompts))
     pad = int(tokenizer.pad_token_id)
@@ -137,7 +231,7 @@ def _generate(
         max_new_tokens=max_new_tokens,
         eos_token_id=stop,
         pad_token_id=pad,
-        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {}),
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if samples else {}),
     )
     out = model.generate(
         ids.to(model.device),
@@ -145,4 +239,8 @@ def _generate(
         generation_config=config,
         synced_gpus=dist.get_world_size() > 1,
     )
-    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+    said = out[:, width:].cpu()
+    ends = (said == stop).int()
+    lengths = torch.where(ends.any(1), ends.argmax(1), said.shape[1])
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    return [Answer(text, int(n), bool(end)) for text, n, end in zip(texts, lengths, ends.any(1).tolist(), strict=True)]

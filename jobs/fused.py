@@ -41,6 +41,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] in fp32: for chunks that are only looked at."""
+        z = torch.nn.functional.linear(hidden.float(), self.weight.float())
+        z = (z if self.bias is None else z + self.bias.float()) * self.scale
+        return z if self.softcap is None else (z / self.softcap).tanh() * self.softcap
+
 
 @dataclass(frozen=True)
 class LinearLoss:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jobs.data import IGNORED, Batch
 from jobs.deepspeed_import import import_deepspeed
-from jobs.fused import NLL, Context, Head, LinearLoss, linear_objective
+from jobs.fused import CHUNK_BYTES, NLL, Context, Head, LinearLoss, linear_objective
 from jobs.loss import BoundObjective
 from jobs.objectives import State, Tokens
 from jobs.plugins import objective_named
@@ -71,9 +71,27 @@ class Targets:
 def target_statistics(backbone: nn.Module, batch: Batch) -> tuple[LinearLoss, Tensor]:
     """Log-odds and first choice of every target token, and its row: no gradient, no [tokens, vocabulary] tensor."""
     targets = Targets.of(hidden_states(backbone, batch), batch)
+    return statistics_of(backbone, targets), targets.row
+
+
+def statistics_of(backbone: nn.Module, targets: Targets) -> LinearLoss:
     head = head_of(backbone)
     with gathered(head.weight, head.bias):
-        return linear_objective(targets.hidden, head, targets.ids, NLL), targets.row
+        return linear_objective(targets.hidden, head, targets.ids, NLL)
+
+
+def target_entropy(backbone: nn.Module, targets: Targets, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """Entropy of the model's distribution before each target token, nats [N]; a chunk of logits at a time."""
+    head = head_of(backbone)
+    with gathered(head.weight, head.bias):
+        rows = max(1, chunk_bytes // (4 * len(head.weight)))
+        parts = [_entropy(head.logits(targets.hidden[i : i + rows])) for i in range(0, len(targets.ids), rows)]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logp = logits.log_softmax(1)
+    return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(1)
 
 
 @contextmanager

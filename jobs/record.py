@@ -3,12 +3,14 @@
 trials/<key>/trial.json       the spec
              metrics.jsonl    rows, appended, one a step, never rewritten
              checkpoints/step-<n>/    bounded; a folder without COMPLETE does not count
+             answers/<set>.jsonl.gz   what was answered at the newest evaluation, a problem a line
              failures.jsonl   one line an attempt that failed or whose worker died
              result.json      written whole, at the end: the trial is over
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -63,6 +65,19 @@ class TrialFolder:
             whole = stream.read().rpartition(b"\n")
         text = whole[0] + whole[1]
         return [json.loads(line) for line in text.splitlines()], offset + len(text)
+
+    def write_answers(self, name: str, problems: list[dict[str, Any]]) -> None:
+        file = self.path / "answers" / f"{name}.jsonl.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        with gzip.open(partial, "wt", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(problem) + "\n" for problem in problems)
+        partial.replace(file)
+
+    def answers(self, name: str) -> list[dict[str, Any]]:
+        """number, texts (greedy first), scores (value, answer), tokens, ended; a problem each."""
+        with gzip.open(self.path / "answers" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
+            return [json.loads(line) for line in stream]
 
     # the end
 

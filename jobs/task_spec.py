@@ -48,6 +48,7 @@ class Examples(Strict):
     messages: str | None = Field(None, description="field of chat messages, instead of prompt and response")
     reference: str | None = Field(None, description="field of the reference answer; without it, the response")
     template: str | None = Field(None, description="the prompt from a row's fields: '{question}\\nA. {choices[0]}'")
+    response_template: str | None = Field(None, description="the response from a row's fields")
     system: str | None = Field(None, description="a system turn before every prompt")
     answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
     score: ScoreSpec = ScoreSpec()
@@ -66,8 +67,8 @@ class Examples(Strict):
         for field in ("subset", "revision"):
             if getattr(self, field) is not None and self.hub is None:
                 raise ValueError(f"{field} goes with hub")
-        if self.messages is not None and (self.template is not None or self.system is not None):
-            raise ValueError("messages holds whole chats; template and system go with prompt and response")
+        if self.messages is not None and (self.template or self.response_template or self.system) is not None:
+            raise ValueError("messages holds whole chats; templates and system go with prompt and response")
         if self.answer_marker is not None and self.score.kind != "exact":
             raise ValueError(f"answer_marker goes with score exact, not {self.score.kind}")
         return self

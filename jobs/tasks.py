@@ -191,6 +191,8 @@ def _example(source: Examples, row: dict[str, Any], where: str) -> Example:
         prompt = _text(row, source.prompt, where)
     # a benchmark has no demonstrations: its reference stands for them
     response = reference if reference is not None and isinstance(source, Benchmark) else None
+    if response is None and source.response_template is not None:
+        response = _formatted(source.response_template, row, where)
     if response is None:
         response = _text(row, source.response, where)
     return Example(prompt, response, _chat(source, prompt), reference, _score_of(source), entry)

@@ -23,15 +23,15 @@ from jobs import engine as ds
 from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
-from jobs.data import Encoded, collate, encode, global_batches
-from jobs.evaluate import answer_yardsticks, token_yardsticks
+from jobs.data import Encoded, collate, encode, global_batches, prompt_ids
+from jobs.evaluate import Problem, answer_problems, task_yardsticks, token_yardsticks
 from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel
 from jobs.objectives import State
 from jobs.probe import Probe, probe
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
-from jobs.tasks import TaskData, load_task
+from jobs.tasks import Example, TaskData, load_task
 from jobs.zero import micro_batch_size
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 Save = Callable[[Path], None]
 Report = Callable[[Row, Save | None, bool], bool]
+KeepAnswers = Callable[[str, list[Problem]], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Prepared:
     train: list[Encoded]
     heldout: list[Encoded]
     cut: int
+    problems: dict[str, tuple[list[list[int]], list[Example]]]  # what is answered and scored: prompts and examples
 
 
 @lru_cache(maxsize=4)
@@ -64,7 +66,13 @@ def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, root: Pat
     data = _task_data(task)
     train, cut = encode(tokenizer, data.train, max_length)
     heldout, _ = encode(tokenizer, data.heldout, max_length)
-    return Prepared(data, train, heldout, cut)
+    problems = {"heldout": ([row.ids[: row.prompt_length] for row in heldout], data.heldout)}
+    if data.benchmarks:
+        problems = {
+            name: ([prompt_ids(tokenizer, example) for example in examples], examples)
+            for name, examples in data.benchmarks.items()
+        }
+    return Prepared(data, train, heldout, cut, problems)
 
 
 def train(
@@ -74,6 +82,7 @@ def train(
     resume_from: Path | None = None,
     model_dir: Path | None = None,
     facts: dict[str, Any] | None = None,
+    keep_answers: KeepAnswers | None = None,
 ) -> bool:
     """Run a trial, or measure its backbone where it has no objective. False where `report` ended it early.
 
@@ -81,6 +90,7 @@ def train(
     resume_from: a checkpoint directory of this trial; training goes on after its step
     model_dir:   where the trained weights go, if they are wanted
     facts:       filled with what the record should say of the trial besides its rows
+    keep_answers: called with the name of a set of problems and what was answered, on every rank
     """
     facts = {} if facts is None else facts
     ds.ensure_process_group()
@@ -89,10 +99,14 @@ def train(
     tokenizer = load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
-    probed = probe(trial, root, model, prepared.train, pad) if spec is None or spec.needs_probe else None
+    probed = (
+        probe(trial, root, model, prepared.train, pad, int(tokenizer.eos_token_id))
+        if spec is None or spec.needs_probe
+        else None
+    )
     if spec is None:
         assert probed is not None
-        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial), None, False)
+        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial, keep_answers), None, False)
         return True
     torch.manual_seed(trial.seed)  # whatever was drawn before
     add_adapters(model, trial.backbone)
@@ -101,7 +115,7 @@ def train(
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=_gate_at(objective))
-        complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from)
+        complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from, keep_answers)
         if complete and model_dir is not None:
             state = ds.full_state_dict(engine)
             if state:
@@ -118,6 +132,7 @@ def _loop(
     prepared: Prepared,
     report: Report,
     resume_from: Path | None,
+    keep_answers: KeepAnswers | None,
 ) -> bool:
     spec, rows = trial.train, prepared.train
     num_steps = spec.num_steps(len(rows))
@@ -150,7 +165,7 @@ def _loop(
             if (norm := engine.get_global_grad_norm() if norm is None else norm) is not None:
                 row["train/grad_norm"] = float(norm)
         if evaluate:
-            row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial)
+            row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial, keep_answers)
         due = done % spec.checkpoint_every == 0 and not last
         beside = {"step": step} | ({"capability": capability.as_dict()} if capability else {})
         save = None if last else partial(ds.save, engine, beside)
@@ -199,17 +214,27 @@ def _gate_at(objective: BoundObjective) -> float | None:
 
 
 def _yardsticks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, trial: TrialSpec
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    trial: TrialSpec,
+    keep: KeepAnswers | None,
 ) -> Row:
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
-    return {
-        **token_yardsticks(model, prepared.heldout, pad, evaluation.batch_size, "heldout"),
-        **answer_yardsticks(
-            model, tokenizer, prepared.heldout, prepared.data.heldout, evaluation, trial.task.answer_marker
-        ),
-        "data/train_cut": prepared.cut,
-        "data/train_noisy": prepared.data.noisy,
-    }
+    row = token_yardsticks(model, prepared.heldout, pad, evaluation.batch_size, "heldout")
+    answered = {}
+    for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):
+        answered[name] = answer_problems(model, tokenizer, prompts, examples, evaluation, 1.0, stream)
+        if keep is not None:
+            keep(name, answered[name])
+    row |= task_yardsticks(answered)
+    for number, temperature in enumerate(evaluation.base_temperatures if trial.objective is None else (), 1):
+        sharp = {
+            name: answer_problems(model, tokenizer, prompts, examples, evaluation, temperature, 1000 * number + stream)
+            for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
+        }
+        row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
+    return row | {"data/train_cut": prepared.cut, "data/train_noisy": prepared.data.noisy}
 
 
 class _Window:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
 from jobs.engine import device
+from jobs.evaluate import Problem
 from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.train import Row, Save, train
@@ -81,7 +82,7 @@ class _Run:
         model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
         resume_from = self._newest_checkpoint()
         facts: dict[str, Any] = {}
-        complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts)
+        complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts, self.keep_answers)
         if self.rank != 0:
             return
         if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
@@ -124,6 +125,11 @@ class _Run:
                 self._checkpoint(int(row["step"]), save)
             return False
         return go_on
+
+    def keep_answers(self, name: str, problems: list[Problem]) -> None:
+        """The newest answers to each set of problems, so that a score can be looked into."""
+        if self.rank == 0:
+            self.folder.write_answers(name, [vars(p) | {"scores": [vars(s) for s in p.scores]} for p in problems])
 
     def _checkpoint(self, step: int, save: Save) -> None:
         target = self.folder.checkpoint_dir(step)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
@@ -123,6 +124,38 @@ def alpha_figure(curve: pd.DataFrame, yardstick: str = PRIMARY) -> Figure:
         axes.remove()
     for axes in grid[:, 0]:
         axes.set_ylabel(quantity(yardstick))
+    return figure
+
+
+def probe_figure(facts: Mapping[str, Any]) -> Figure:
+    """What a backbone knows of a task: the histogram of p, and mean p along the response.
+
+    facts: `jobs.probe.Probe.facts` with backbone and task
+    """
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        _style(axes)
+    share = [count / facts["tokens"] for count in facts["histogram"]]
+    width = 1 / len(share)
+    left.bar([(i + 0.5) * width for i in range(len(share))], share, width * 0.92, color=PALETTE[0])
+    mean = facts["trainset/mean_p"]
+    left.axvline(mean, color=PALETTE[1], linewidth=1.8)
+    left.annotate(
+        f"mean p {mean:.2f}", (mean, 0.97), xycoords=("data", "axes fraction"), color=PALETTE[1], fontsize=10,
+        xytext=(6 if mean < 0.7 else -6, 0), textcoords="offset points", ha="left" if mean < 0.7 else "right", va="top",
+    )  # fmt: skip
+    left.set_xlabel("p of a target token before training")
+    left.set_ylabel("share of target tokens")
+    left.set_title(f"{facts['backbone']} on {facts['task']}", loc="left", fontsize=11, fontweight="bold")
+    places = [(i, p) for i, (p, n) in enumerate(zip(facts["position_p"], facts["position_count"], strict=True)) if n]
+    right.plot([i for i, _ in places], [p for _, p in places], color=PALETTE[0], marker="o", markersize=4)
+    right.axhline(facts["trainset/eos_p"], color=PALETTE[2], linestyle="--", linewidth=1.6, label="EOS")
+    right.set_ylim(0, 1.03)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set_xlabel("place in the response")
+    right.set_ylabel("mean p")
+    right.legend(loc="best", **_LEGEND)
     return figure
 
 

@@ -103,6 +103,16 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
 
 
+def resolved(trial: TrialSpec, data_root: Path) -> TrialSpec:
+    """One trial with its paths made absolute and its files hashed. Raises SpecError where they are missing."""
+    problems: list[str] = []
+    resolve = _Resolver(data_root, problems, [])
+    found = trial.model_copy(update={"backbone": resolve.backbone(trial.backbone), "task": resolve.task(trial.task)})
+    if problems:
+        raise SpecError(trial.task.name, problems)
+    return found
+
+
 def _matches(where: Where, backbone: BackboneSpec, task: TaskSpec, objective: ObjectiveSpec | None) -> bool:
     names = (None,) if objective is None else (None, objective.name, objective.label)
     return where.backbone in (None, backbone.name) and where.task in (None, task.name) and where.objective in names

@@ -171,16 +171,16 @@ def test_the_probe_is_measured_once_and_its_quantile_sets_the_gate(backbones: Pa
     root = tmp_path / "root"
     (root / "backbones").parent.mkdir()
     (root / "backbones").symlink_to(backbones / "backbones")
-    spec = trial({"name": "nll", "gate": {"side": "top", "quantile": 0.25}}, batch_size=64, steps=1)
+    spec = trial({"name": "nll", "gate": {"side": "top", "quantile": 0.3}}, batch_size=64, steps=1)
     rows, facts = run(spec, root)
     folder = probe_dir(spec, root)
     written = (folder / "probe.json").stat().st_mtime_ns
     found = read_probe(folder)
-    assert facts["gate_at"] == pytest.approx(1 / (1 + np.exp(-found.quantile(0.25))), rel=1e-6)
-    assert rows[0]["train/kept"] == pytest.approx(0.75, abs=0.06)  # of other examples than those probed
+    assert facts["gate_at"] == pytest.approx(1 / (1 + np.exp(-found.quantile(0.3))), rel=1e-6)
+    assert rows[0]["train/kept"] == pytest.approx(0.7, abs=0.06)  # of other examples than those probed
     base, _ = run(trial(None), root)
     assert base[0]["trainset/mean_p"] == found.mean_p
-    assert base[0]["trainset/p_q25"] == pytest.approx(facts["gate_at"], rel=1e-6)
+    assert base[0]["trainset/p_q30"] == pytest.approx(facts["gate_at"], rel=1e-6)
     assert (folder / "probe.json").stat().st_mtime_ns == written
     assert len(list((root / "probes").iterdir())) == 1
 
@@ -197,7 +197,7 @@ def test_a_sure_model_and_a_kl_of_zero_are_no_mismatch(tmp_path: Path) -> None:
 
 
 def test_a_quantile_is_a_tokens_own_value() -> None:
-    found = Probe(0.5, 1.0, np.array([-2.0, -1.0, 0.0, 1.0], dtype=np.float32))
+    found = Probe(0.5, 1.0, np.array([-2.0, -1.0, 0.0, 1.0], dtype=np.float32), 1.0, 0.5, 0.5, [], [])
     assert [found.quantile(q) for q in (0.0, 0.25, 0.26, 0.5, 1.0)] == [-2.0, -2.0, -1.0, -1.0, 1.0]
 
 

@@ -1,0 +1,110 @@
+"""Answers that are code: right ones pass, and what is out to pass, to stay or to get out does not."""
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from jobs.sandbox import program_of
+from jobs.scores import ScoreSpec, score
+
+CODE = ScoreSpec(kind="code", timeout_s=2, memory_mb=512)
+PROMPT = 'def add(a, b):\n    """The sum."""\n'
+ADD = {
+    "prompt": PROMPT,
+    "entry_point": "add",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+}
+GOOD = "def add(a, b):\n    return a + b\n"
+
+
+def fenced(code: str) -> str:
+    return f"Here it is:\n```python\n{code}```\nThat is all."
+
+
+# answer, value
+ANSWERS = [
+    (GOOD, 1), (fenced(GOOD), 1), ("    return a + b\n", 1), ("```\n" + GOOD + "```", 1), ("```python\n" + GOOD, 1),
+    (fenced("def sub(a, b): return a - b\n") + fenced(GOOD), 1), (fenced(GOOD) + fenced("print(add(1, 2))\n"), 1),
+    ("```py\n" + GOOD + "```", 1), ("add = lambda a, b: a + b\n", 1), ("import os\n" + GOOD, 1),
+    (GOOD + "print('hello')\n", 1), ("import sys\n" + GOOD + "sys.stderr.write('x' * 100000)\n", 1),
+    (GOOD + "if __name__ == '__main__':\n    raise SystemExit(1)\n", 1),
+    ("async def add(a, b):\n    return a + b\n", 0),
+    ("", 0), ("   ", 0), ("I cannot do that.", 0), (fenced("def add(a, b):\n    return a - b\n"), 0),
+    ("def add(a):\n    return a\n", 0), ("def add(a, b) return a", 0), ("def plus(a, b):\n    return a + b\n", 0),
+    ("    return 3\n", 0), (fenced(GOOD) + fenced("def add(a, b):\n    return 0\n"), 0),
+    # out to pass
+    ("import sys\nsys.exit(0)\n", 0), ("import os\nos._exit(0)\n", 0), ("raise SystemExit(0)\n", 0), ("exit()\n", 0),
+    ("print('passed')\nimport os\nos._exit(0)\n", 0), ("import os\nos.write(1, b'sign')\nos._exit(0)\n", 0),
+    ("def add(a, b):\n    import os\n    os._exit(0)\n", 0), ("def add(a, b):\n    raise SystemExit(0)\n", 0),
+    ("import os\nfor f in range(3, 64):\n    try: os.write(f, b'0' * 32)\n    except OSError: pass\nos._exit(0)\n", 0),
+    ("def check(candidate):\n    pass\n" + "def add(a, b):\n    return 0\n", 0),
+    ("import builtins\nbuiltins.exec = None\ndef add(a, b):\n    return 0\n", 0),
+    ("import threading\nthreading.Timer(0.1, lambda: None).start()\ndef add(a, b):\n    return 0\n", 0),
+    # too much
+    ("def add(a, b):\n    return len('a' * 10 ** 10)\n", 0), ("x = [0] * 10 ** 9\n" + GOOD, 0),
+    ("def add(a, b):\n    return add(a, b)\n", 0), ("open('x', 'w').write('y' * 10 ** 8)\n" + GOOD, 0),
+    ("import socket\nsocket.create_connection(('127.0.0.1', 9), 1)\n" + GOOD, 0),
+    ("import urllib.request\nurllib.request.urlopen('http://localhost', timeout=1)\n" + GOOD, 0),
+    # A value that equals everything passes any == : whoever scores models trained against these tests looks at answers.
+    ("class Any(int):\n    __eq__ = lambda *_: True\ndef add(a, b):\n    return Any()\n", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), ANSWERS)
+def test_code(text: str, value: float) -> None:
+    assert score(CODE, text, "", ADD).value == value
+
+
+def test_a_loop_ends_in_time_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    since = time.monotonic()
+    assert score(CODE, "while True:\n    pass\n", "", ADD).value == 0
+    assert time.monotonic() - since < 2 + 5 + 3
+    mark = f"{os.getpid()}.25"
+    stays = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n"
+    score(CODE, stays + GOOD, "", ADD)
+    for _ in range(50):
+        running = [p for p in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in _bytes(p)]
+        if not running:
+            break
+        time.sleep(0.1)
+    assert not running
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_server_on_this_machine_is_out_of_reach() -> None:
+    reached = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(3)
+
+        def wait() -> None:
+            with suppress(TimeoutError):
+                reached.append(server.accept())
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        port = server.getsockname()[1]
+        score(CODE, f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\n" + GOOD, "", ADD)
+        thread.join()
+    assert not reached
+
+
+def test_mbpp_problems_have_a_list_of_asserts() -> None:
+    entry = {"test_list": ["assert add(1, 2) == 3"], "test_setup_code": "import math"}
+    assert score(CODE, GOOD, "", entry).value == 1
+    assert score(CODE, "def add(a, b):\n    return 0\n", "", entry).value == 0
+
+
+def test_a_completion_goes_on_from_the_prompt() -> None:
+    assert program_of("    return a + b\n", ADD) == PROMPT + "    return a + b\n"
+    assert program_of("", ADD) is None

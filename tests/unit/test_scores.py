@@ -1,0 +1,221 @@
+"""Scorers against published cases and against answers that are out to mislead them."""
+
+import json
+import os
+import time
+from itertools import pairwise
+from math import comb
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from jobs.sampling_statistics import bootstrap_interval, pass_at_k
+from jobs.scores import ScoreSpec, options_of, score
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("SWEEPER_DATA", ROOT.parent / "shared" / "data"))
+EXACT = ScoreSpec(marker="####")
+MATH = ScoreSpec(kind="math")
+LETTERS = ScoreSpec(kind="choice", options="A-D")
+WORDS = ScoreSpec(kind="choice", options="yes|no|maybe")
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    file = DATA / name
+    if not file.exists():
+        pytest.skip(f"{file} is not here")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# answer, value; the reference is 1234
+EXACT_ANSWERS = [
+    ("#### 1234", 1), ("#### 1,234", 1), ("so\n#### 1234\n", 1), ("####1234", 1), ("####  1234  ", 1),
+    ("#### 1\n234", 0), ("#### 1234.", 0), ("#### 1234.0", 0), ("#### $1234", 0), ("#### 1234 dollars", 0),
+    ("1234", 0), ("The answer is 1234", 0), ("", 0), ("####", 0), ("#### ", 0), ("### 1234", 0), ("#### 1235", 0),
+    ("#### 12340", 0), ("#### 01234", 0), ("#### -1234", 0), ("#### 1234 #### 5", 0), ("#### 5 #### 1234", 1),
+    ("#### 1234 ####", 0), ("#### one thousand", 0), ("####1,2,3,4", 1), ("#### 1 234", 0), ("#### 1234\u200b", 0),
+    ("#### １２３４", 0), ("####\n1234", 1), ("####\t1234", 1), ("#### **1234**", 0), ("#### \\boxed{1234}", 0),
+    ("#### 1234%", 0), ("#### 1.234", 0), ("#### 1234/1", 0), ("#### =1234", 0), ("#### +1234", 0),
+    ("x" * 10**6 + "#### 1234", 1), ("#### 1234" + " " * 100, 1), ("#### 1234\x00", 0), ("#" * 8 + " 1234", 1),
+    ("#### 1234 (approximately)", 0), ("#### 1e3", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), EXACT_ANSWERS)
+def test_exact(text: str, value: float) -> None:
+    assert score(EXACT, text, "it is #### 1234").value == value
+
+
+def test_exact_has_no_answer_where_the_marker_is_missing_and_folds_case_only_when_asked() -> None:
+    assert score(EXACT, "1234", "#### 1234").answer is None
+    assert score(ScoreSpec(), "Yes", "yes").value == 0
+    assert score(ScoreSpec(ignore_case=True), "Yes", "yes").value == 1
+    assert score(EXACT, "#### 7", "7").value == 1  # a reference may be bare
+
+
+# text, reference, value
+MATH_ANSWERS = [
+    # math-verify's own examples
+    ("$1/3$", "${1,3} \\cup {2,4}$", 0), ("${1,2,3,4}$", "${1,3} \\cup {2,4}$", 1), ("$(1,2)$", "$[1,2]$", 0),
+    ("\\boxed{\\frac{1}{2}}", "0.5", 1), ("\\boxed{0.5}", "\\frac{1}{2}", 1), ("\\boxed{\\dfrac12}", "\\frac{1}{2}", 1),
+    ("\\boxed{1/2}", "\\frac{1}{2}", 1), ("\\boxed{50\\%}", "\\frac{1}{2}", 1), ("\\boxed{0.333}", "\\frac{1}{3}", 0),
+    ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}", 1), ("\\boxed{2\\sqrt2}", "2\\sqrt{2}", 1),
+    ("\\boxed{2.828}", "2\\sqrt{2}", 0),
+    ("\\boxed{x^2+2x+1}", "(x+1)^2", 1), ("\\boxed{(x+1)^2}", "x^2+2x+1", 1), ("\\boxed{x^2+1}", "(x+1)^2", 0),
+    ("\\boxed{(3,\\frac{\\pi}{2})}", "\\left( 3, \\frac{\\pi}{2} \\right)", 1),
+    ("\\boxed{(\\frac{\\pi}{2},3)}", "\\left( 3, \\frac{\\pi}{2} \\right)", 0),
+    ("\\boxed{12}", "12", 1), ("\\boxed{12.0}", "12", 1), ("\\boxed{1,200}", "1200", 1), ("\\boxed{-12}", "12", 0),
+    ("\\boxed{\u221212}", "-12", 1), ("\\boxed{12 \\text{ cm}}", "12", 1), ("\\boxed{\\$12}", "12", 1),
+    ("\\boxed{12^\\circ}", "12", 1), ("\\boxed{120}", "12", 0), ("The answer is 12.", "12", 1), ("12", "12", 1),
+    ("I get $x = 12$.", "12", 1), ("\\boxed{x=12}", "12", 1), ("\\boxed{3} no, \\boxed{4}", "4", 1),
+    ("\\boxed{4} no, \\boxed{3}", "4", 0), ("", "12", 0), ("no idea", "12", 0), ("\\boxed{}", "12", 0),
+    ("\\boxed{\\boxed{12}}", "12", 1), ("\\boxed{12", "12", 0), ("\\boxed{\\{1,2\\}}", "\\{2,1\\}", 1),
+    ("\\boxed{(1,2)}", "(2,1)", 0), ("\\boxed{1 \\text{ or } 2}", "1,2", 1), ("\\boxed{A}", "B", 0),
+    ("\\boxed{10^{3}}", "1000", 1), ("\\boxed{1e3}", "1000", 0), ("x" * 10**6 + "\\boxed{12}", "12", 1),
+    ("\\boxed{12} " + "and so on " * 10, "12", 1), ("\\boxed{\\infty}", "\\infty", 1),
+    ("\\boxed{-\\infty}", "\\infty", 0),
+    ("\\boxed{[0,1)}", "[0,1)", 1), ("\\boxed{(0,1)}", "[0,1)", 0), ("{{{{{ \\boxed{12}", "12", 1),
+    ("\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", 1),
+    ("\\boxed{\\begin{pmatrix}2\\\\1\\end{pmatrix}}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "wanted", "value"), MATH_ANSWERS)
+def test_math(text: str, wanted: str, value: float) -> None:
+    assert score(MATH, text, wanted).value == value
+
+
+def test_an_expression_that_no_one_can_evaluate_ends_in_time_and_the_next_one_is_judged() -> None:
+    since = time.monotonic()
+    assert score(MATH, "\\boxed{9^{9^{9^{9^9}}}}", "3").value == 0
+    assert time.monotonic() - since < 30
+    assert score(MATH, "\\boxed{3}", "3").value == 1
+
+
+def test_published_solutions_are_right_against_themselves_and_wrong_against_the_next() -> None:
+    problems = rows("math500/test.jsonl")[::5]
+    right = sum(score(MATH, p["solution"], p["answer"]).value for p in problems)
+    wrong = sum(score(MATH, p["solution"], q["answer"]).value for p, q in pairwise(problems))
+    assert right >= 0.98 * len(problems)
+    assert wrong <= 0.05 * len(problems)
+    for problem in rows("gsm8k/test.jsonl")[:50]:
+        assert score(EXACT, problem["answer"], problem["answer"]).value == 1
+        assert score(EXACT, problem["question"], problem["answer"]).answer is None
+
+
+# text, what is chosen of A to D
+CHOICES = [
+    ("The answer is B.", "B"), ("the answer is (B)", "B"), ("Answer: B", "B"), ("ANSWER: B", "B"), ("answer:B", "B"),
+    ("\\boxed{B}", "B"), ("\\boxed{\\text{B}}", "B"), ("\\boxed{(B)}", "B"), ("**Answer:** **B**", "B"), ("B", "B"),
+    ("B.", "B"), ("(B)", "B"), ("B)", "B"), ("B: because it is", "B"), ("B. The cat", "B"), ("\n\nB\n", "B"),
+    ("The correct option is B", "B"), ("So the correct choice is B.", "B"), ("I choose option C.", "C"),
+    ("The answer is A. Wait, the answer is B.", "B"), ("\\boxed{A} ... the answer is B", "B"),
+    ("the answer is B ... \\boxed{A}", "A"), ("A. no\nB. yes\nThe answer is B", "B"), ("Thinking...\n\nC", "C"),
+    ("`D`", "D"), ("$D$", "D"), ("'D'", "D"), ("answer = D", "D"), ("The answer is: D", "D"),
+    ('The answer is "D"', "D"),
+    ("A man went home", None), ("a", None), ("the answer is a", None), ("", None), ("   ", None), ("E", None),
+    ("Answer: E", None), ("The answer is Bob", None), ("The answer is Dogs", None), ("I like B best", None),
+    ("Answer: none of them", None), ("A or B", None), ("\\boxed{}", None), ("\\boxed{E}", None), ("B-complex", None),
+    ("The answer is A's", None), ("x" * 10**6 + " The answer is B", "B"), ("ABCD", None),
+    ("Either way, B is wrong", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "chosen"), CHOICES)
+def test_choice(text: str, chosen: str | None) -> None:
+    found = score(LETTERS, text, "B")
+    assert found.answer == chosen
+    assert found.value == (chosen == "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("Answer: yes", "yes"), ("Yes.", "yes"), ("No, it does not", "no"), ("The answer is Maybe", "maybe"),
+        ("nobody knows", None), ("yesterday", None), ("No one knows", None), ("Answer: not yet", None), ("", None),
+    ],
+)  # fmt: skip
+def test_choice_of_words(text: str, chosen: str | None) -> None:
+    assert score(WORDS, text, "yes").answer == chosen
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_a_scorer(text: str) -> None:
+    for spec, wanted in ((EXACT, "#### 1"), (LETTERS, "B"), (WORDS, "yes"), (ScoreSpec(kind="similarity"), "cat")):
+        assert 0 <= score(spec, text, wanted).value <= 1
+
+
+# text, value; the word is USNIC
+FIGLET = [
+    ("USNIC", 1), ("usnic", 1), (" USNIC \n", 1), ("U S N I C", 1), ("Usnic", 1), ("\tUSNIC", 1),
+    ("USNIC.", 0), ("USNI", 0), ("USNICS", 0), ("SUNIC", 0), ("The word is USNIC", 0), ("USNIC USNIC", 0), ("", 0),
+    ("USN1C", 0), ("USИIC", 0), ("U-S-N-I-C", 0), ("'USNIC'", 0), ("**USNIC**", 0), ("USNIC\nUSNIC", 0), ("CINSU", 0),
+    ("USNIC!", 0), ("USNIC?", 0), ("<b>USNIC</b>", 0), ("usnic acid", 0), ("U", 0), ("US", 0), ("USNIK", 0),
+    ("UZNIC", 0), ("answer: USNIC", 0), ("USNIC" * 1000, 0), ("ＵＳＮＩＣ", 0), ("\u200bUSNIC", 0), ("USNIC,", 0),
+    ("(USNIC)", 0), ("USNIC or UNSIC", 0), ("0", 0), ("null", 0), ("None", 0), ("USnIc", 1), ("U  SNIC", 1),
+    ("\\boxed{USNIC}", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), FIGLET)
+def test_the_generators_own_scorer(text: str, value: float) -> None:
+    pytest.importorskip("reasoning_gym")
+    entry = {"generator": "figlet_font", "question": "?", "answer": "USNIC", "metadata": {}}
+    found = score(ScoreSpec(kind="generator"), text, "USNIC", entry)
+    assert found.value == value
+    assert (found.answer is None) == (not text.strip())
+
+
+def test_half_right_counts_only_when_asked() -> None:
+    pytest.importorskip("reasoning_gym")
+    entry = {"generator": "figlet_font", "question": "?", "answer": "USNIC", "metadata": {}}
+    assert score(ScoreSpec(kind="generator"), "USNXX", "", entry).value == 0
+    assert score(ScoreSpec(kind="generator", partial=True), "USNXX", "", entry).value == pytest.approx(0.3)
+
+
+def test_every_item_of_a_generator_is_right_against_itself() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    for name in ("figlet_font", "basic_arithmetic", "spell_backward", "countdown", "leg_counting"):
+        for item in gym.create_dataset(name, seed=7, size=5):
+            entry = {**item, "generator": name}
+            assert score(ScoreSpec(kind="generator"), item["answer"], item["answer"], entry).value == 1, name
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),  # Winkler's own table, as every implementation cites it
+    [("MARTHA", "MARHTA", 0.9611), ("DWAYNE", "DUANE", 0.84), ("DIXON", "DICKSONX", 0.8133), ("martha", "MARTHA", 1)],
+)
+def test_similarity_is_jaro_winkler(a: str, b: str, value: float) -> None:
+    assert score(ScoreSpec(kind="similarity"), a, b).value == pytest.approx(value, abs=1e-4)
+
+
+def test_a_setting_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValidationError, match="math has no marker"):
+        ScoreSpec(kind="math", marker="####")
+    with pytest.raises(ValidationError, match="a range of letters such as A-D"):
+        ScoreSpec(kind="choice", options="A")
+    assert options_of("A-D") == ("A", "B", "C", "D")
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer() -> None:
+    assert pass_at_k(5, 0, 3) == 0
+    assert pass_at_k(5, 5, 1) == 1
+    assert pass_at_k(4, 1, 2) == pytest.approx(1 / 2)
+    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
+    assert pass_at_k(200, 7, 100) == pytest.approx(1 - comb(193, 100) / comb(200, 100))
+    with pytest.raises(ValueError, match="pass@5 needs at least 5"):
+        pass_at_k(4, 1, 5)
+
+
+def test_the_bootstrap_interval_is_that_of_a_mean_and_repeats_itself() -> None:
+    values = [1.0] * 30 + [0.0] * 70
+    low, high = bootstrap_interval(values)
+    half = 1.96 * (0.3 * 0.7 / 100) ** 0.5  # the normal interval of a share
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.02)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+    two = bootstrap_interval(values, [1.0] * 100)
+    assert two == pytest.approx((0.65 - half / 2, 0.65 + half / 2), abs=0.02)
