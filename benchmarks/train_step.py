@@ -87,7 +87,7 @@ def ours(args: argparse.Namespace, objective: str) -> list[float]:
     with ds.engine_for(trial, model) as engine:
         import numpy as np
 
-        state = Capability(Probe(0.5, 1.0, np.zeros(1)), engine.device).state(0.0)
+        state = Capability(Probe(0.5, 1.0, np.zeros(1), 0.0, 0.0, 0.0, [], []), engine.device).state(0.0)
         for step in range(args.steps):
             started = time.perf_counter()
             sums, *_ = _step(trial, engine, rows[step * args.batch : (step + 1) * args.batch], 0, state)

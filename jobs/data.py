@@ -5,7 +5,6 @@ The order is a function of the trial's seed alone: the same for every objective 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,45 +33,38 @@ class Encoded:
         return len(self.ids) - self.prompt_length
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    """The prompt in the model's own chat template where it has one, else as plain text."""
+def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The prompt in the model's own chat template where it has one, else as plain text.
+
+    Raises TaskError where the example is a chat and the tokenizer has no template.
+    """
     if tokenizer.chat_template is None:
         if example.messages:
             raise TaskError(
                 "the examples are chats and the tokenizer has no chat template; "
                 "give the backbone a chat_template, or the task prompt and response fields"
             )
-        return list(tokenizer(example.prompt, add_special_tokens=True)["input_ids"])
+        return example.prompt
     turns = example.messages or (("user", example.prompt),)
     chat = [{"role": role, "content": content} for role, content in turns]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
-) -> tuple[list[Encoded], int]:
-    """Ids of every example, and how many were cut to max_length (on the right, so that they lose their EOS).
-
-    Raises TaskError where a prompt alone fills max_length: nothing would be left to learn.
-    """
+def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded]:
+    """Ids of every example: its prompt, its response and EOS, uncut. Raises TaskError."""
     if tokenizer.eos_token_id is None:
         raise TaskError("the tokenizer has no EOS token: a model trained without one never learns to stop")
-    encoded, cut = [], 0
-    for number, example in enumerate(examples):
-        prompt = prompt_ids(tokenizer, example)
-        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-        ids = [*prompt, *response, int(tokenizer.eos_token_id)]
-        if len(prompt) >= max_length:
-            raise TaskError(
-                f"example {number}: its prompt alone has {len(prompt)} tokens, train.max_length is {max_length}; "
-                "raise max_length or leave the example out"
-            )
-        cut += len(ids) > max_length
-        encoded.append(Encoded(ids[:max_length], len(prompt)))
-    if cut:
-        warnings.warn(f"{cut} of {len(encoded)} examples are cut to {max_length} tokens", stacklevel=2)
-    return encoded, cut
+    if not examples:
+        return []
+    # a chat template writes its special tokens itself
+    prompts = tokenizer(
+        [prompt_text(tokenizer, example) for example in examples], add_special_tokens=tokenizer.chat_template is None
+    )["input_ids"]
+    responses = tokenizer([example.response for example in examples], add_special_tokens=False)["input_ids"]
+    eos = int(tokenizer.eos_token_id)
+    return [
+        Encoded([*prompt, *response, eos], len(prompt)) for prompt, response in zip(prompts, responses, strict=True)
+    ]
 
 
 def example_order(num_examples: int, seed: int) -> Iterator[int]:

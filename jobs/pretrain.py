@@ -99,14 +99,14 @@ def _run(root: Path, name: str, missing: list[int], progress: Progress) -> None:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from jobs.data import IGNORED, collate, encode, example_order
+    from jobs.data import IGNORED, collate, example_order, tokenise
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order: the same bits on every machine of a kind
     try:
         model, tokenizer = _new_model(), char_tokenizer()
         examples = [e for task in RECIPE["tasks"] for e in builtin_split(task)[0]]
-        rows, _ = encode(tokenizer, examples, max_length=64)
+        rows = tokenise(tokenizer, examples)
         order = example_order(len(rows), RECIPE["seed"])
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=RECIPE["lr"], betas=RECIPE["betas"], weight_decay=RECIPE["weight_decay"]

@@ -79,7 +79,7 @@ def probe_dir(trial: TrialSpec, root: Path) -> Path:
     """Named by what decides it: backbone, task, cut and number of examples."""
     what = [
         VERSION, trial.backbone.bare().identity(), trial.task.identity(),
-        trial.train.max_length, trial.evaluation.probe_examples,
+        trial.train.max_length, trial.train.overlong, trial.evaluation.probe_examples,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return root / "probes" / digest

@@ -20,6 +20,7 @@ from jobs.presets import with_preset
 from jobs.strict import Strict, exactly_one, nearest
 from jobs.task_spec import Positive, Share, TaskSpec
 
+LATER = {"reduction", "overlong"}  # fields of train that came after the first keys: in them only where they are used
 KEY_VERSION = 1  # raised when the meaning of a field changes, so that old results are not taken for new ones
 
 
@@ -246,7 +247,10 @@ class TrainSpec(Strict):
     micro_batch_size: Positive | None = Field(None, description="sequences a worker takes at once")
     steps: Positive | None = None
     epochs: float | None = Field(None, gt=0)
-    max_length: Positive = Field(1024, description="tokens of prompt + response; longer ones are cut, and counted")
+    max_length: Positive = Field(1024, description="tokens of prompt + response")
+    overlong: Literal["cut", "drop", "refuse"] = Field(
+        "cut", description="what becomes of longer ones; both are counted"
+    )
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="gradient norm")
@@ -282,9 +286,9 @@ class TrainSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """Not how the work is cut up: that changes rounding, never the mathematics."""
         same = self.model_dump(
-            exclude={"micro_batch_size", "zero_stage", "log_every", "checkpoint_every", "keep_model", "reduction"}
+            exclude={"micro_batch_size", "zero_stage", "log_every", "checkpoint_every", "keep_model"} | LATER
         )
-        return same | ({"reduction": self.reduction} if self.reduction != "tokens" else {})
+        return same | self.model_dump(include=LATER, exclude_defaults=True)
 
 
 class EvalSpec(Strict):
@@ -346,7 +350,10 @@ class TrialSpec(Strict):
         who = {"version": KEY_VERSION, "backbone": self.backbone.identity(), "task": self.task.identity()}
         if self.objective is None:  # nothing is trained: of the training settings only the cut matters
             evaluation = self.evaluation.identity() | {"every": None}
-            return who | {"evaluation": evaluation, "max_length": self.train.max_length}
+            cuts = {"max_length": self.train.max_length} | self.train.model_dump(
+                include={"overlong"}, exclude_defaults=True
+            )
+            return who | {"evaluation": evaluation} | cuts
         objective = self.objective.canonical()
         evaluation = self.evaluation.identity()
         evaluation.pop("base_temperatures", None)

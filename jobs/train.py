@@ -10,7 +10,7 @@ With N processes each of them calls its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from jobs import engine as ds
 from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
-from jobs.data import Encoded, collate, encode, global_batches, prompt_ids
+from jobs.corpus import Rows, corpus
+from jobs.data import Encoded, collate, global_batches
 from jobs.evaluate import Problem, answer_problems, task_yardsticks, token_yardsticks
 from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel
@@ -31,7 +32,7 @@ from jobs.objectives import State
 from jobs.probe import Probe, probe
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
-from jobs.tasks import Example, TaskData, load_task
+from jobs.tasks import Example
 from jobs.zero import micro_batch_size
 
 if TYPE_CHECKING:
@@ -45,34 +46,23 @@ KeepAnswers = Callable[[str, list[Problem]], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task as token ids, ready for a backbone."""
+    """A task as token ids, ready for a backbone. `problems`: what is answered and scored, prompts and examples."""
 
-    data: TaskData
-    train: list[Encoded]
-    heldout: list[Encoded]
-    cut: int
-    problems: dict[str, tuple[list[list[int]], list[Example]]]  # what is answered and scored: prompts and examples
-
-
-@lru_cache(maxsize=4)
-def _task_data(task: TaskSpec) -> TaskData:
-    return load_task(task)
+    train: Rows
+    heldout: Rows
+    problems: dict[str, tuple[list[list[int]], list[Example]]]
+    facts: dict[str, Any]
 
 
 @lru_cache(maxsize=4)
-def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, root: Path) -> Prepared:
-    """Tokenised once per process: the next trial on the same backbone and task finds it here."""
-    tokenizer = load_tokenizer(backbone, root)
-    data = _task_data(task)
-    train, cut = encode(tokenizer, data.train, max_length)
-    heldout, _ = encode(tokenizer, data.heldout, max_length)
-    problems = {"heldout": ([row.ids[: row.prompt_length] for row in heldout], data.heldout)}
-    if data.benchmarks:
-        problems = {
-            name: ([prompt_ids(tokenizer, example) for example in examples], examples)
-            for name, examples in data.benchmarks.items()
-        }
-    return Prepared(data, train, heldout, cut, problems)
+def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, overlong: str, root: Path) -> Prepared:
+    """Mapped once per process: the next trial on the same backbone and task finds it here."""
+    made = corpus(load_tokenizer(backbone, root), task, root)
+    train, heldout = made.rows("train", max_length, overlong), made.rows("heldout", max_length)
+    problems = made.benchmarks()
+    if not problems:
+        problems = {"heldout": ([row.ids[: row.prompt_length] for row in heldout], made.heldout())}
+    return Prepared(train, heldout, problems, made.facts | {"digest": made.folder.name})
 
 
 def train(
@@ -97,7 +87,8 @@ def train(
     torch.manual_seed(trial.seed)
     model = load_backbone(trial.backbone, root, trial.execution).to(ds.device())
     tokenizer = load_tokenizer(trial.backbone, root)
-    prepared = _prepared(trial.backbone, trial.task, trial.train.max_length, root)
+    prepared = _prepared(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, root)
+    facts.update(corpus=prepared.facts)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
     probed = (
         probe(trial, root, model, prepared.train, pad, int(tokenizer.eos_token_id))
@@ -175,7 +166,7 @@ def _loop(
 
 
 def _step(
-    trial: TrialSpec, engine: Any, rows: list[Encoded], pad: int, state: State | None
+    trial: TrialSpec, engine: Any, rows: Sequence[Encoded], pad: int, state: State | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """One optimiser step over the global batch; this rank takes every world-th micro-batch.
 
@@ -234,7 +225,8 @@ def _yardsticks(
             for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
         }
         row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
-    return row | {"data/train_cut": prepared.cut, "data/train_noisy": prepared.data.noisy}
+    cut = {"data/train_cut": prepared.train.cut, "data/train_dropped": prepared.train.dropped}
+    return row | cut | {"data/train_noisy": prepared.facts["noisy"]}
 
 
 class _Window:

@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
-from jobs.backbone import check_backbone, convert_gguf
+from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
+from jobs.corpus import corpus
 from jobs.pretrain import pretrain
 from jobs.spec import Execution, TrialSpec
 from jobs.tasks import load_task
@@ -64,7 +65,7 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> None:
 
 
 def prepare(trials: list[TrialSpec], root: Path) -> None:
-    """Make the backbones that trials load: pre-train the built-in ones, dequantise GGUF files. Once a storage."""
+    """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids."""
     builtin: dict[str, set[int]] = {}
     for trial in trials:
         backbone = trial.backbone
@@ -75,6 +76,9 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
+    for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
+        with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
+            corpus(load_tokenizer(backbone, root), task, root, progress)
 
 
 def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None) -> None:

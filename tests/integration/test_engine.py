@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.utils import clip_grad_norm_
 
 from jobs.backbone import add_adapters, load_backbone, load_tokenizer
-from jobs.data import Batch, collate, encode, global_batches
+from jobs.data import Batch, collate, global_batches, tokenise
 from jobs.engine import learning_rate
 from jobs.hf import import_transformers
 from jobs.objectives import OBJECTIVES
@@ -91,7 +91,7 @@ def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(spec.seed)
     add_adapters(model, spec.backbone)
     frozen = copy.deepcopy(model)
-    data, _ = encode(tokenizer, load_task(spec.task).train, spec.train.max_length)
+    data = tokenise(tokenizer, load_task(spec.task).train)
     with torch.no_grad():
         alpha = token_p(model, collate(data[: spec.evaluation.probe_examples], 0)).mean()
     trained = [p for p in model.parameters() if p.requires_grad]

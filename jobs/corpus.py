@@ -1,0 +1,231 @@
+"""A task as token ids: made once per tokeniser and task, named by content, memory-mapped by every trial.
+
+tokens/<digest>/train.ids, heldout.ids    int32, all examples one after another, uncut: max_length belongs to a trial
+                train.npy, heldout.npy    int64 [examples, 2]: tokens of the prompt, tokens in all
+                heldout.jsonl             the held-out examples themselves, for scoring
+                benchmarks.jsonl          those of the task's benchmarks, with their prompts' ids
+                facts.json                counts, hashes, what leaks from training to evaluation
+tokens/.<digest>/part-<n>.npz             finished parts of an unfinished one: a killed tokenisation goes on after them
+
+Parts are a function of their input, so two writers at once waste work and break nothing; the driver makes a corpus
+before its trials start, so there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from jobs.data import Encoded, tokenise
+from jobs.files import make_dir, write_text
+from jobs.leaks import leaks
+from jobs.scores import ScoreSpec
+from jobs.sources import TaskError
+from jobs.task_spec import TaskSpec
+from jobs.tasks import Example, load_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PART = 4096  # examples
+VERSION = 1  # of what stands in a corpus
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Opened: arrays are mapped, not read. `facts` as in facts.json."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    def rows(self, kind: str, max_length: int, overlong: str = "cut") -> Rows:
+        """Examples of 'train' or 'heldout', at most max_length tokens each.
+
+        overlong: what becomes of longer ones: cut (on the right, so that they lose their EOS), drop, or refuse.
+        Raises TaskError for 'refuse', and where a prompt alone leaves nothing to learn.
+        """
+        sizes = np.load(self.folder / f"{kind}.npy", mmap_mode="r")
+        ids = np.memmap(self.folder / f"{kind}.ids", dtype=np.int32, mode="r")
+        prompt, whole = sizes[:, 0], sizes[:, 1]
+        over = whole > max_length
+        if overlong == "drop":
+            kept = np.flatnonzero(~over)
+            if not len(kept):
+                raise TaskError(f"every {kind} example has more than train.max_length {max_length} tokens; raise it")
+            return Rows(ids, sizes, kept, max_length, cut=0, dropped=int(over.sum()))
+        if overlong == "refuse" and over.any():
+            raise TaskError(
+                f"{int(over.sum())} of {len(over)} {kind} examples have more than train.max_length {max_length} "
+                f"tokens (the first is number {int(over.argmax())}, the longest has {int(whole.max())}); "
+                "raise max_length, or set train.overlong to cut or drop"
+            )
+        if (prompt >= max_length).any():
+            first = int((prompt >= max_length).argmax())
+            raise TaskError(
+                f"{kind} example {first}: its prompt alone has {int(prompt[first])} tokens, train.max_length is "
+                f"{max_length}; raise max_length, or set train.overlong to drop"
+            )
+        if over.any():
+            warnings.warn(f"{int(over.sum())} of {len(over)} examples are cut to {max_length} tokens", stacklevel=2)
+        return Rows(ids, sizes, np.arange(len(sizes)), max_length, cut=int(over.sum()), dropped=0)
+
+    def heldout(self) -> list[Example]:
+        return [_example(json.loads(line)) for line in self._lines("heldout.jsonl")]
+
+    def benchmarks(self) -> dict[str, tuple[list[list[int]], list[Example]]]:
+        """Prompts' ids and examples by benchmark."""
+        found: dict[str, tuple[list[list[int]], list[Example]]] = {}
+        for line in self._lines("benchmarks.jsonl"):
+            problem = json.loads(line)
+            prompts, examples = found.setdefault(problem["benchmark"], ([], []))
+            prompts.append(problem["ids"])
+            examples.append(_example(problem["example"]))
+        return found
+
+    def _lines(self, name: str) -> list[str]:
+        return (self.folder / name).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+class Rows(Sequence[Encoded]):
+    """Examples cut to max_length, read as they are asked for."""
+
+    def __init__(
+        self, ids: np.ndarray, sizes: np.ndarray, kept: np.ndarray, max_length: int, cut: int, dropped: int
+    ) -> None:
+        self.ids, self.sizes, self.kept, self.max_length = ids, sizes, kept, max_length
+        self.ends = np.cumsum(sizes[:, 1])
+        self.cut, self.dropped = cut, dropped
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self.kept[index])
+        prompt, whole = (int(n) for n in self.sizes[row])
+        start = int(self.ends[row]) - whole
+        return Encoded(self.ids[start : start + min(whole, self.max_length)].tolist(), prompt)
+
+
+def tokeniser_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that decides ids: vocabulary and rules, chat template, EOS."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    what = [rules, tokenizer.chat_template, tokenizer.eos_token_id, sorted(tokenizer.special_tokens_map.items())]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+
+
+def corpus_dir(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path) -> Path:
+    what = json.dumps([VERSION, tokeniser_digest(tokenizer), task.identity()], sort_keys=True, default=str)
+    return root / "tokens" / hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def corpus(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path, told: Told | None = None) -> Corpus:
+    """The kept corpus of a task, made now where there is none. Raises TaskError.
+
+    told: called with how many training examples are tokenised, and how many there are
+    """
+    folder = corpus_dir(tokenizer, task, root)
+    if not folder.is_dir():
+        _make(folder, tokenizer, task, told or (lambda done, total: None))
+    return Corpus(folder, json.loads((folder / "facts.json").read_text()))
+
+
+def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, told: Told) -> None:
+    data = load_task(task)
+    parts = folder.with_name(f".{folder.name}")
+    parts.mkdir(parents=True, exist_ok=True)
+    with (parts / "runs").open("a") as runs:
+        runs.write(f"{socket.gethostname()}\n")
+    train = list(_in_parts(tokenizer, data.train, parts, told))
+    heldout = tokenise(tokenizer, data.heldout)
+    measured = [e for examples in data.benchmarks.values() for e in examples] or data.heldout
+
+    def fill(target: Path) -> None:
+        facts: dict[str, Any] = {
+            "task": task.name, "tokeniser": tokeniser_digest(tokenizer), "noisy": data.noisy,
+            "runs": len((parts / "runs").read_text().splitlines()),
+        }  # fmt: skip
+        for kind, encoded in (("train", train), ("heldout", heldout)):
+            facts[kind] = _write(target, kind, encoded)
+        write_text(target / "heldout.jsonl", "".join(json.dumps(_plain(e)) + "\n" for e in data.heldout))
+        problems = [
+            {"benchmark": name, "ids": row.ids[: row.prompt_length], "example": _plain(example)}
+            for name, examples in data.benchmarks.items()
+            for row, example in zip(tokenise(tokenizer, examples), examples, strict=True)
+        ]
+        write_text(target / "benchmarks.jsonl", "".join(json.dumps(problem) + "\n" for problem in problems))
+        facts["leaks"] = leaks(data.train, measured)
+        write_text(target / "facts.json", json.dumps(facts, indent=1))
+
+    make_dir(folder, fill)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _in_parts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], parts: Path, told: Told
+) -> Iterator[Encoded]:
+    """Encoded examples; what an earlier run has finished is read back."""
+    for number, start in enumerate(range(0, len(examples), PART)):
+        file = parts / f"part-{number:06d}.npz"
+        if file.exists():
+            yield from _read_part(file)
+        else:
+            encoded = tokenise(tokenizer, examples[start : start + PART])
+            partial = file.with_suffix(f".{socket.gethostname()}.npz")
+            np.savez(partial, ids=_flat(encoded), sizes=_sizes(encoded))
+            partial.replace(file)
+            yield from encoded
+        told(min(start + PART, len(examples)), len(examples))
+
+
+def _read_part(file: Path) -> Iterator[Encoded]:
+    with np.load(file) as part:
+        ids, at = part["ids"].tolist(), 0
+        for prompt, whole in part["sizes"].tolist():
+            yield Encoded(ids[at : at + whole], prompt)
+            at += whole
+
+
+def _write(folder: Path, kind: str, encoded: Sequence[Encoded]) -> dict[str, Any]:
+    ids, sizes = _flat(encoded), _sizes(encoded)
+    ids.tofile(folder / f"{kind}.ids")
+    np.save(folder / f"{kind}.npy", sizes)
+    digest = hashlib.sha256(ids.tobytes() + sizes.tobytes()).hexdigest()
+    return {
+        "examples": len(encoded), "tokens": len(ids), "targets": int((sizes[:, 1] - sizes[:, 0]).sum()),
+        "longest": int(sizes[:, 1].max()), "sha256": digest,
+    }  # fmt: skip
+
+
+def _flat(encoded: Iterable[Encoded]) -> np.ndarray:
+    return np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in encoded])
+
+
+def _sizes(encoded: Iterable[Encoded]) -> np.ndarray:
+    return np.array([(row.prompt_length, len(row.ids)) for row in encoded], dtype=np.int64)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    return dataclasses.asdict(example) | {"score": example.score.model_dump(mode="json")}
+
+
+def _example(fields: dict[str, Any]) -> Example:
+    messages = tuple((role, content) for role, content in fields["messages"])
+    return Example(**fields | {"messages": messages, "score": ScoreSpec.model_validate(fields["score"])})

@@ -1,0 +1,123 @@
+"""A corpus: tokenised once, resumed after a kill, mapped and cut as each trial wants it; what leaks into evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jobs.corpus
+from jobs.corpus import corpus, corpus_dir
+from jobs.data import tokenise
+from jobs.leaks import leaks
+from jobs.pretrain import char_tokenizer
+from jobs.sources import TaskError
+from jobs.task_spec import TaskSpec
+from jobs.tasks import Example, load_task
+
+TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
+
+
+def test_a_corpus_holds_what_tokenising_gives(tmp_path: Path) -> None:
+    tokenizer = char_tokenizer()
+    made, data = corpus(tokenizer, TASK, tmp_path), load_task(TASK)
+    for kind, examples in (("train", data.train), ("heldout", data.heldout)):
+        rows, plain = made.rows(kind, 64), tokenise(tokenizer, examples)
+        assert list(rows) == plain
+        assert rows[3:5] == plain[3:5]
+        assert rows[-1] == plain[-1]
+    assert made.heldout() == data.heldout
+    assert made.facts["noisy"] == 150
+    assert made.facts["train"]["examples"] == 500
+
+
+def test_it_is_made_once_and_found_again_whatever_a_trials_max_length(tmp_path: Path) -> None:
+    first = corpus(char_tokenizer(), TASK, tmp_path)
+    again = corpus(char_tokenizer(), TASK.model_copy(update={"name": "other"}), tmp_path)
+    assert again == first
+    assert first.facts["runs"] == 1
+    assert corpus_dir(char_tokenizer(), TASK.model_copy(update={"noise": 0.1}), tmp_path) != first.folder
+    other = char_tokenizer()
+    other.chat_template = "{{ messages }}"
+    assert corpus_dir(other, TASK, tmp_path) != first.folder
+
+
+def test_a_killed_tokenisation_goes_on_after_its_last_whole_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.corpus, "PART", 100)
+    seen: list[int] = []
+
+    def killed(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus(char_tokenizer(), TASK, tmp_path, killed)
+    real, tokenised = jobs.corpus.tokenise, []
+
+    def counted(tokenizer: object, examples: list[Example]) -> list[object]:
+        tokenised.append(len(examples))
+        return real(tokenizer, examples)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    made = corpus(char_tokenizer(), TASK, tmp_path)
+    assert tokenised == [100, 100, 40]  # two parts of five, and the held-out examples
+    assert made.facts["runs"] == 2
+    assert list(made.rows("train", 64)) == tokenise(char_tokenizer(), load_task(TASK).train)
+    assert [p.name for p in (tmp_path / "tokens").iterdir()] == [made.folder.name]
+
+
+def test_longer_examples_are_cut_dropped_or_refused_and_counted(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    examples = [("12+34=", "640"), ("r1=", "1")] * 20
+    rows = [{"prompt": f"{p}", "response": r * (1 + i % 2)} for i, (p, r) in enumerate(examples)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    task = TaskSpec(path=str(file), heldout_path=str(file))
+    made = corpus(char_tokenizer(), task, tmp_path)
+    with pytest.warns(UserWarning, match="20 of 40 examples are cut to 8 tokens"):
+        cut = made.rows("train", 8)
+    assert (len(cut), cut.cut, cut.dropped) == (40, 20, 0)
+    assert max(len(row.ids) for row in cut) == 8
+    dropped = made.rows("train", 8, "drop")
+    assert (len(dropped), dropped.cut, dropped.dropped) == (20, 0, 20)
+    assert all(row.ids[-1] == char_tokenizer().eos_token_id for row in dropped)
+    with pytest.raises(TaskError, match="20 of 40 train examples have more than train.max_length 8 .* longest has 10"):
+        made.rows("train", 8, "refuse")
+    with pytest.raises(TaskError, match="its prompt alone has 7 tokens, train.max_length is 7"):
+        made.rows("train", 7)
+    with pytest.raises(TaskError, match="every train example has more than train.max_length 2"):
+        made.rows("train", 2, "drop")
+
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def text(start: int, count: int) -> str:
+    return " ".join(WORDS[start : start + count])
+
+
+def test_planted_leaks_are_found_and_nothing_else() -> None:
+    train = [
+        Example("What is up?", "a"), Example(text(0, 20), "b"), Example("unrelated words here", "c"),
+    ]  # fmt: skip
+    measured = [
+        Example("what is  UP", "other answer"),  # the same prompt, other case and spacing: exact but for the mark
+        Example("What is up?", "x"),
+        Example("before " + text(5, 13) + " after", "y"),
+        Example("before " + text(5, 12) + " after", "z"),
+        Example("something of its own", "c"),
+    ]
+    found = leaks(train, measured)
+    assert (found["measured"], found["exact"], found["ngram"]) == (5, 1, 2)
+    assert found["pairs"] == [[0, 1], [1, 2]]
+    assert leaks([], measured)["ngram"] == 0
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=13, max_size=30), st.integers(0, 17))
+def test_any_run_of_thirteen_words_is_found(words: list[str], start: int) -> None:
+    start = min(start, len(words) - 13)
+    piece = " ".join(words[start : start + 13]).upper()
+    assert leaks([Example(" ".join(words), "r")], [Example(f"x, {piece}!", "q")])["ngram"] == 1
