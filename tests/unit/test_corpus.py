@@ -86,8 +86,8 @@ def test_longer_examples_are_cut_dropped_or_refused_and_counted(tmp_path: Path) 
     assert all(row.ids[-1] == char_tokenizer().eos_token_id for row in dropped)
     with pytest.raises(TaskError, match="20 of 40 train examples have more than train.max_length 8 .* longest has 10"):
         made.rows("train", 8, "refuse")
-    with pytest.raises(TaskError, match="its prompt alone has 7 tokens, train.max_length is 7"):
-        made.rows("train", 7)
+    with pytest.raises(TaskError, match="its prompt alone has 6 tokens, train.max_length is 6"):
+        made.rows("train", 6)
     with pytest.raises(TaskError, match="every train example has more than train.max_length 2"):
         made.rows("train", 2, "drop")
 

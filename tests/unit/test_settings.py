@@ -21,7 +21,9 @@ ALLOWED = {  # heavy package -> the files that may import it
     "pandas": {"sweeper/results.py", "sweeper/continuum.py", "sweeper/figures.py", "sweeper/report.py"},
     "matplotlib": {"sweeper/figures.py", "sweeper/report.py"},
     "scipy": {"sweeper/continuum.py"},
-    "transformers": {f"jobs/{m}.py" for m in ("hf", "backbone", "corpus", "data", "evaluate", "pretrain", "probe", "train")},
+    "transformers": {
+        f"jobs/{m}.py" for m in ("hf", "backbone", "corpus", "data", "evaluate", "pretrain", "probe", "train")
+    },
 }  # fmt: skip
 MODULES = sorted(p.relative_to(ROOT) for d in ("cluster", "jobs", "sweeper") for p in (ROOT / d).rglob("*.py"))
 
