@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jobs.files import write_text
 from jobs.plugins import objective_named
 from jobs.spec import Gate, ObjectiveSpec
-from jobs.yardsticks import PRIMARY, YARDSTICKS
+from jobs.yardsticks import PRIMARY, YARDSTICKS, regime
 from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED, OPEN
 from sweeper.continuum import alpha_curve as alpha_curve_of
 from sweeper.continuum import gains as gains_of
@@ -63,6 +63,7 @@ def write_report(
         "trials": counts,
         "answers": answers,
         **records,
+        "data": data_of(table),
         "not_finished": problems,
         "facts": facts,
     }
@@ -72,6 +73,8 @@ def write_report(
         counts=counts,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
+        data=data_of(table),
+        regime=regime,
         colours=colours(objectives),
         formulas=[(label, o, objective_named(o.name)) for label, o in objectives.items()],
         problems=problems,
@@ -105,6 +108,18 @@ def objectives_of(table: pd.DataFrame) -> dict[str, ObjectiveSpec]:
             spec = spec.model_copy(update={"gate": gate})
         found[row["objective"]] = spec
     return {label: found[label] for label in sorted(found)}
+
+
+def data_of(table: pd.DataFrame) -> list[Row]:
+    """What was trained and measured on, a row for each corpus: sizes, hashes, what was cut or dropped, what leaks."""
+    found: dict[str, Row] = {}
+    for row in table.dropna(subset=["corpus"]).to_dict("records"):
+        corpus = json.loads(row["corpus"])
+        mine = found.setdefault(corpus["digest"], {"task": row["task"], **corpus, "cut": 0, "dropped": 0})
+        for name in ("cut", "dropped"):
+            value = row[f"train_{name}"]
+            mine[name] = max(mine[name], 0 if pd.isna(value) else int(value))
+    return [found[digest] for digest in sorted(found, key=lambda d: (found[d]["task"], d))]
 
 
 def answer(verdicts: list[Row], gains: list[Row]) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from jobs.yardsticks import CAPABILITY, YARDSTICKS
@@ -23,8 +24,9 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
     (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, error,
-    steps, train_s, mlflow_run_id, base_mean_p (the backbone's mean p on the training set, Eq. 5), every yardstick at
-    the trial's last evaluation, and base/<yardstick> for the backbone.
+    steps, train_s, mlflow_run_id, train_cut and train_dropped (examples longer than max_length), corpus (JSON: what it
+    was trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p on the training set, Eq. 5), every
+    yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
     """
     import pandas as pd
 
@@ -60,6 +62,9 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "steps": final.get("step", 0),
                 "train_s": (result or {}).get("train_s"),
                 "mlflow_run_id": (run_ids or {}).get(key),
+                "train_cut": final.get("data/train_cut"),
+                "train_dropped": final.get("data/train_dropped"),
+                "corpus": json.dumps(corpus) if (corpus := (result or {}).get("corpus")) else None,
                 CAPABILITY: final.get(CAPABILITY),
                 **{yardstick: final.get(yardstick) for yardstick in YARDSTICKS},
             }

@@ -34,6 +34,14 @@ def spec_json(name: str, alpha: float | None, side: str | None, at: float | None
     return ObjectiveSpec.model_validate({"name": name, "alpha": alpha, "gate": gate}).model_dump_json()
 
 
+CORPUS = {
+    "digest": "d1", "task": "t", "noisy": 2, "runs": 1,
+    "train": {"examples": 900, "tokens": 9000, "targets": 4000, "longest": 80, "sha256": "aaaabbbbcccc"},
+    "heldout": {"examples": 40, "tokens": 400, "targets": 160, "longest": 70, "sha256": "ddddeeeeffff"},
+    "leaks": {"measured": 40, "exact": 1, "ngram": 4, "pairs": [[7, 0]]},
+}  # fmt: skip
+
+
 def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
     """(backbone, objective) -> accuracy by seed, None: failed. Backbone 'weak' has mean p 0.1, 'strong' 0.8."""
     rows: list[dict[str, Any]] = []
@@ -48,6 +56,7 @@ def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
                     "objective_spec": spec_json(name, alpha, side, at),
                     "status": "failed" if value is None else "finished", "error": ERROR if value is None else None,
                     "steps": 10, "train_s": 1.0, "mlflow_run_id": f"0123456789abcdef-{key}" if run_ids else None,
+                    "train_cut": 3.0, "train_dropped": 0.0, "corpus": json.dumps(CORPUS),
                     CAPABILITY: 0.5, "base_mean_p": {"weak": 0.1, "strong": 0.8}.get(backbone),
                     **dict.fromkeys(YARDSTICKS, value), **{f"base/{y}": 0.0 for y in YARDSTICKS},
                 }
@@ -110,6 +119,21 @@ def test_everything_from_outside_is_escaped(paths: dict[str, Path]) -> None:
     assert "&lt;sums&gt;" in html
     assert "a &amp; b.yaml" in html
     assert "<sums>" not in html
+
+
+def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "900 (4000 target tokens; 2 with a wrong response)" in html
+    assert "3 cut, 0 dropped" in html
+    assert "1 prompts, 4 with a run of 13 words, of 40" in html
+    assert 'title="aaaabbbbcccc"' in html
+    assert [row["task"] for row in json.loads(paths["report.json"].read_text())["data"]] == ["t"]
+
+
+def test_every_cell_says_beside_which_regime_it_lies(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "0.100, weak" in html
+    assert "0.800, strong" in html
 
 
 def test_every_leaderboard_row_shows_its_runs(paths: dict[str, Path]) -> None:
