@@ -199,7 +199,9 @@ def _example(source: Examples, row: dict[str, Any], where: str) -> Example:
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A field's text; numbers are as good as text."""
+    """A field's text, or what a template makes of the row; numbers are as good as text."""
+    if "{" in name:
+        return _formatted(name, row, where)
     value = row.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

@@ -16,6 +16,7 @@ from sweeper.options import (
     is_remote,
     json_option,
     spec_options,
+    sweep_of,
     sweep_options,
     tracking_options,
 )
@@ -134,9 +135,8 @@ def submit(args: argparse.Namespace) -> int:
         raise ConnectionError(f"{args.address}: submit needs the Jobs API's address, such as http://HEAD:8265")
     data_root = args.data_root or Path("/data")  # only the cluster knows its own; relative paths cannot leave it
     from sweeper.plan import make_plan
-    from sweeper.spec import load_sweep
 
-    plan = make_plan(load_sweep(args.spec), data_root)
+    plan = make_plan(sweep_of(args), data_root)
     remote.check_paths(plan, [data_root, *([args.given_storage] if args.given_storage else [])])
     cluster = _cluster(args)
     job = remote.submit(cluster, plan, _remote_options(args), {ON_CLUSTER: "1"}, not args.no_ship)

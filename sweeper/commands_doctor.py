@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from cluster.connect import ConnectError, connected, http_status
 from cluster.finding import Finding, Level, exit_status, lines, verdict
 from cluster.submit import Cluster, ClusterError, has_token
-from sweeper.options import ON_CLUSTER, add, cluster_options, data_root_of, is_remote, json_option, tracking_options
+from sweeper.options import (
+    ON_CLUSTER,
+    add,
+    cluster_options,
+    data_root_of,
+    is_remote,
+    json_option,
+    sweep_of,
+    tracking_options,
+)
 
 if TYPE_CHECKING:
     from sweeper.spec import SweepSpec
@@ -55,9 +64,7 @@ def add_commands(commands: Any) -> None:
 def doctor(args: argparse.Namespace) -> int:
     spec = None
     if args.spec is not None:
-        from sweeper.spec import load_sweep
-
-        spec = load_sweep(args.spec)
+        spec = sweep_of(args)
     if is_remote(args):
         findings = _ask(args, None if spec is None else spec.text)
         if findings is None:

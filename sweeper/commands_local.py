@@ -15,6 +15,7 @@ from sweeper.options import (
     data_root_of,
     json_option,
     spec_options,
+    sweep_of,
     sweep_options,
     tracking_options,
     tracking_uri_of,
@@ -80,9 +81,8 @@ def add_commands(commands: Any) -> None:
 
 def _make_plan(args: argparse.Namespace, require_files: bool) -> Any:
     from sweeper.plan import make_plan
-    from sweeper.spec import load_sweep
 
-    return make_plan(load_sweep(args.spec), data_root_of(args), require_files)
+    return make_plan(sweep_of(args), data_root_of(args), require_files)
 
 
 def plan(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from jobs.plugins import objective_named
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
 from jobs.record import KEEP_CHECKPOINTS
 from jobs.sources import TaskError
-from jobs.spec import BackboneSpec, TrialSpec
+from jobs.spec import BackboneSpec, LoraSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import load_task
 from jobs.zero import micro_batch_size, zero_stage
@@ -25,6 +25,8 @@ CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokeni
 CPU_FLOPS = 15e9  # a core, fp32, sustained in small GEMMs
 GPU_FLOPS = 200e12  # a GPU, bf16, sustained
 STEP_S = 0.02  # engine and Python, a step
+BENCHMARK_PROBLEMS = 400  # of a benchmark whose size nobody has stated
+GIB = 1 << 30
 RECORD_BYTES = 1 << 20  # a trial's rows, its runs in MLflow, its part of the report
 LOGITS_BYTES = 256 << 20  # jobs/fused.py's CHUNK_BYTES, which cannot be imported without torch
 
@@ -33,6 +35,7 @@ LOGITS_BYTES = 256 << 20  # jobs/fused.py's CHUNK_BYTES, which cannot be importe
 class Estimate:
     """None where nothing is known before the model is there. seconds_from: 'measured' or 'formula'."""
 
+    steps: int | None
     tokens: int | None
     memory_bytes: int | None
     seconds: float | None
@@ -40,39 +43,136 @@ class Estimate:
 
 
 def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
-    """tokens: prompt and response tokens seen in training.
-
-    memory, of one worker: weights, gradients, AdamW, a chunk of logits, activations, a frozen copy where read.
-    """
+    """tokens: prompt and response tokens seen in training; memory of one worker: `memory_of`."""
     shape = _model_shape(trial.backbone, root)
     try:
         examples, length = _task_size(trial.task, trial.backbone.builtin is not None)
     except TaskError:
-        return Estimate(None, None, measured, "measured")
+        return Estimate(trial.train.steps if trial.objective else 0, None, None, measured, "measured")
     length = min(length, trial.train.max_length)
     steps = trial.train.num_steps(examples) if trial.objective else 0
     tokens = round(steps * trial.train.batch_size * length)
     if shape is None:
-        return Estimate(tokens, None, measured, "measured")
-    execution, params = trial.execution, shape.params
-    shards = execution.workers if trial.train.zero_stage >= 1 else 1
-    stage = trial.train.zero_stage
-    per_param = 4 / (shards if stage == 3 else 1) + 4 / (shards if stage >= 2 else 1) + 8 / shards
-    rows = micro_batch_size(trial) * length
-    if trial.objective is not None and "reference" in objective_named(trial.objective.name).needs:
-        per_param += 4 / (shards if stage == 3 else 1)
-    # one chunk of fp32 logits; the head's gradient once more; some 34 bytes a token, layer and hidden unit
-    logits = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden
-    memory = params * per_param + logits + rows * 34 * shape.layers * shape.hidden
+        return Estimate(steps, tokens, None, measured, "measured")
+    execution, memory = trial.execution, memory_of(trial, shape, length).total
     if measured is not None:
-        return Estimate(tokens, round(memory), measured, "measured")
+        return Estimate(steps, tokens, memory, measured, "measured")
     gpus = execution.gpus_per_worker * execution.workers
     speed = gpus * GPU_FLOPS if gpus else execution.cpus_per_worker * execution.workers * CPU_FLOPS
-    evaluated = (
-        trial.task.heldout_examples * (trial.evaluation.samples + 1) * (length + trial.evaluation.max_new_tokens)
-    )
-    seconds = (6 * params * tokens + 2 * params * evaluated) / speed + steps * STEP_S
-    return Estimate(tokens, round(memory), seconds, "formula")
+    problems = trial.task.heldout_examples if not trial.task.benchmarks else 0
+    problems += sum(b.examples or BENCHMARK_PROBLEMS for b in trial.task.benchmarks)
+    evaluated = problems * (trial.evaluation.samples + 1) * (length + trial.evaluation.max_new_tokens)
+    times = 1 if trial.evaluation.every is None else max(1, steps // trial.evaluation.every)
+    again = 8 if execution.gradient_checkpointing else 6  # a second forward pass
+    seconds = (again * shape.params * tokens + 2 * shape.params * evaluated * times) / speed + steps * STEP_S
+    return Estimate(steps, tokens, memory, seconds, "formula")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker's device: weights, gradients, optimiser state, activations of a micro-batch, head's chunk."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    head: float
+
+    @property
+    def total(self) -> int:
+        return round(self.weights + self.gradients + self.optimizer + self.activations + self.head)
+
+
+def memory_of(trial: TrialSpec, shape: Shape, length: float) -> Memory:
+    """What a worker holds at its peak, by ZeRO's account (arXiv 1910.02054, section 3): what is sharded is divided.
+
+    fp32: 4 bytes of weight and gradient, 8 of AdamW. bf16: 2 and 2, and 12 of AdamW with its fp32 master copy. Only
+    what is trained has gradients and state. A frozen reference is the weights once more. Activations: some 34 bytes a
+    token, layer and hidden unit in 16 bits (arXiv 2205.05198, Eq. 2, without attention scores, which sdpa never
+    keeps), twice that in fp32; with checkpointing 2 (4) a layer, and one layer in full. What is offloaded lies in host
+    memory.
+    """
+    train, execution, stage = trial.train, trial.execution, zero_stage(trial)
+    low = train.precision == "bf16"
+    word, state = (2, 12) if low else (4, 8)
+    if not low and stage > 0:
+        state += 4  # ZeRO's flat fp32 copy
+    shards = execution.workers
+    trained = shape.params if trial.backbone.lora is None else shape.adapters(trial.backbone.lora.rank)
+    total = shape.params + (trained if trial.backbone.lora is not None else 0)
+    if trial.objective is None:
+        trained = 0
+    weights = word * (total + (shape.params if _needs_reference(trial) else 0)) / (shards if stage == 3 else 1)
+    gradients = word * trained / (shards if stage >= 2 else 1)
+    optimizer = state * trained / (shards if stage >= 1 else 1)
+    if execution.offload != "none":
+        optimizer = 0.0
+    if execution.offload == "parameters":
+        weights = 2.0 * word * (shape.params / shape.layers + shape.vocab * shape.hidden)  # one layer, the next, a head
+    rows = micro_batch_size(trial) * length
+    each = 34 * (word / 2) * rows * shape.hidden
+    kept = shape.layers * each
+    if execution.gradient_checkpointing:
+        kept = word * rows * shape.hidden * shape.layers + each
+    if trial.objective is None:
+        kept = each
+    head = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden * (trial.backbone.lora is None)
+    return Memory(weights, gradients, optimizer, kept, head)
+
+
+def _needs_reference(trial: TrialSpec) -> bool:
+    return trial.objective is not None and "reference" in objective_named(trial.objective.name).needs
+
+
+def too_large(trial: TrialSpec, root: Path) -> str | None:
+    """Why a trial cannot fit in execution.memory_gb, and what would; None where it fits or nobody knows."""
+    limit = trial.execution.memory_gb
+    shape = _model_shape(trial.backbone, root)
+    if limit is None or shape is None or trial.objective is None:
+        return None
+    # the longest example decides, not the mean one
+    length = trial.train.max_length
+    needed = memory_of(trial, shape, length)
+    if needed.total <= limit * GIB:
+        return None
+    fits = [name for name, way in _smaller(trial) if memory_of(way, shape, length).total <= limit * GIB]
+    largest = max(("weights", "gradients", "optimizer", "activations", "head"), key=lambda part: getattr(needed, part))
+    who = trial.backbone.name + (" with a frozen copy of itself" if _needs_reference(trial) else "")
+    what = f"fits with {'; or with '.join(fits)}" if fits else "nothing short of more workers or a smaller one fits"
+    needs = f"{needed.total / GIB:.0f} GiB a worker (mostly {largest})"
+    return f"{who} needs about {needs}, execution.memory_gb is {limit:g}; {what}"
+
+
+def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
+    """Ways to need less, mild ones first; each alone, the last few together."""
+
+    def changed(train: dict[str, Any], execution: dict[str, Any]) -> TrialSpec:
+        return trial.model_copy(
+            update={
+                "train": trial.train.model_copy(update=train),
+                "execution": trial.execution.model_copy(update=execution),
+            }
+        )
+
+    micro = micro_batch_size(trial)
+    if micro > 1:
+        yield "train.micro_batch_size: 1", changed({"micro_batch_size": 1}, {})
+    one = {"micro_batch_size": 1} if micro > 1 else {}
+    yield "execution.gradient_checkpointing: true", changed({}, {"gradient_checkpointing": True})
+    if trial.execution.workers > 1 and trial.train.zero_stage < 3:
+        yield "train.zero_stage: 3", changed({"zero_stage": 3}, {})
+        checkpointed = {"gradient_checkpointing": True}
+        yield "train.zero_stage: 3 with gradient_checkpointing", changed({"zero_stage": 3} | one, checkpointed)
+    stage = max(1, trial.train.zero_stage)
+    yield "execution.offload: optimizer", changed({"zero_stage": stage}, {"offload": "optimizer"})
+    offloaded = {"gradient_checkpointing": True, "offload": "parameters"}
+    everything = "execution.offload: parameters, train.zero_stage: 3 and gradient_checkpointing"
+    yield everything, changed({"zero_stage": 3} | one, offloaded)
+    if trial.backbone.lora is None:
+        adapted = {"backbone": trial.backbone.model_copy(update={"lora": LoraSpec()})}
+        yield "backbone.lora", trial.model_copy(update=adapted)
+        smallest = changed(one, {"gradient_checkpointing": True}).model_copy(update=adapted)
+        yield "backbone.lora and gradient_checkpointing", smallest
 
 
 def measured_seconds(store: Store, trials: list[TrialSpec]) -> dict[tuple[str, str], float]:
@@ -141,15 +241,22 @@ def _checkpoint_bytes(trial: TrialSpec) -> int:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
+    """Of a decoder. linear_widths: inputs and outputs of all linear layers of a block, added up."""
+
     params: int
     hidden: int
     layers: int
     vocab: int
+    linear_widths: int = 0
+
+    def adapters(self, rank: int) -> int:
+        """Parameters of LoRA on every linear layer of every block."""
+        return rank * self.linear_widths * self.layers
 
 
 @lru_cache(maxsize=256)
-def _model_shape(backbone: BackboneSpec, root: Path) -> _Shape | None:
+def _model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
     if backbone.builtin is not None:
         config: dict[str, Any] = {
             "hidden_size": RECIPE["hidden"],
@@ -167,11 +274,11 @@ def _model_shape(backbone: BackboneSpec, root: Path) -> _Shape | None:
             size = gguf_file(backbone).stat().st_size
         except BackboneError:
             return None
-        return _Shape(round(size / 0.7), 1024, 24, 50_000)  # until it is unpacked: about 5.6 bits a weight
-    return None
+        return Shape(round(size / 0.7), 1024, 24, 50_000)  # until it is unpacked: about 5.6 bits a weight
+    return _shape_of(dict(backbone.shape)) if backbone.shape else None
 
 
-def _shape_of(config: dict[str, Any]) -> _Shape | None:
+def _shape_of(config: dict[str, Any]) -> Shape | None:
     """A decoder of the Llama kind: attention with grouped keys, gated MLP."""
     try:
         hidden, layers, vocab = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
@@ -182,12 +289,17 @@ def _shape_of(config: dict[str, Any]) -> _Shape | None:
     keys = hidden * groups // config.get("num_attention_heads", 1)
     block = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return _Shape(layers * block + embeddings, hidden, layers, vocab)
+    widths = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
+    return Shape(layers * block + embeddings, hidden, layers, vocab, widths)
 
 
 @lru_cache(maxsize=64)
 def _task_size(task: TaskSpec, characters: bool) -> tuple[int, float]:
     """Training examples, and mean tokens of an example."""
+    if task.expected is not None and (task.hub or task.parts or task.generator):
+        return min(task.expected.examples, task.train_examples or task.expected.examples), float(task.expected.tokens)
+    if task.hub or any(part.hub for part in task.parts):
+        raise TaskError(f"task '{task.name}': nobody asks the hub for a plan; give it `expected`")
     examples = load_task(task).train
     some = examples[:512]
     chars = sum(len(e.prompt) + len(e.response) + sum(len(c) for _, c in e.messages) for e in some) / len(some)

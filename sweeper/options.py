@@ -6,9 +6,12 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from sweeper.spec import SweepSpec
 
 # set for what runs on a cluster as a job: its defaults are the cluster's, never a job's folder
 ON_CLUSTER = "SWEEPER_ON_CLUSTER"
@@ -47,6 +50,10 @@ def spec_options(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="where relative paths in SPEC start (default: $SWEEPER_DATA or the folder of SPEC)",
     )
+    sub.add_argument("--profile", metavar="NAME", help="one of the file's profiles, merged over it")
+    sub.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one value, e.g. train.steps=4; may be repeated"
+    )
 
 
 def sweep_options(sub: argparse.ArgumentParser) -> None:
@@ -74,6 +81,13 @@ def cluster_options(sub: argparse.ArgumentParser, needed: bool = False, address:
     sub.add_argument("--python", default="python", metavar="PATH", help="interpreter on the cluster")
     sub.add_argument("--no-ship", action="store_true", help="use the package that the cluster has")
     sub.add_argument("--insecure", action="store_true", help="the cluster asks for no token, and that is meant")
+
+
+def sweep_of(args: argparse.Namespace) -> SweepSpec:
+    """The sweep file with its profile and single values. Raises SpecError."""
+    from sweeper.spec import load_sweep
+
+    return load_sweep(args.spec, getattr(args, "profile", None), getattr(args, "set", ()))
 
 
 def storage_of(args: argparse.Namespace) -> Path:

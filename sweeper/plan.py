@@ -18,6 +18,7 @@ from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TrainSpec, TrialSp
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
 from jobs.zero import check_shape
+from sweeper.estimate import too_large
 from sweeper.spec import Override, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)
@@ -49,7 +50,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
-    resolve = _Resolver(data_root, problems if require_files else notes, notes)
+    resolve = _Resolver(data_root, problems if require_files else notes)
     trials: dict[str, TrialSpec] = {}
     cells: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -92,12 +93,13 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
         if i not in used:
             problems.append(f"overrides[{i}].where: {_no_match(override, trials.values())}")
     for trial in trials.values():
-        try:
-            check_shape(trial)
-        except ValueError as error:
-            problems.append(str(error))
+        problems += _cannot_run(trial, data_root)
     if problems:
         raise SpecError(spec.source, list(dict.fromkeys(problems)))
+    if resolve.moving:
+        notes.append(
+            f"no revision is named for {', '.join(resolve.moving)}: the newest may change under the same trial"
+        )
     order = sorted(trials.values(), key=lambda t: t.objective is not None)  # stable: baselines first
     merged = {key: labels for key, labels in cells.items() if len(labels) > 1}
     return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
@@ -106,7 +108,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
 def resolved(trial: TrialSpec, data_root: Path) -> TrialSpec:
     """One trial with its paths made absolute and its files hashed. Raises SpecError where they are missing."""
     problems: list[str] = []
-    resolve = _Resolver(data_root, problems, [])
+    resolve = _Resolver(data_root, problems)
     found = trial.model_copy(update={"backbone": resolve.backbone(trial.backbone), "task": resolve.task(trial.task)})
     if problems:
         raise SpecError(trial.task.name, problems)
@@ -121,10 +123,10 @@ def _matches(where: Where, backbone: BackboneSpec, task: TaskSpec, objective: Ob
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 
-    def __init__(self, data_root: Path, report: list[str], notes: list[str]) -> None:
+    def __init__(self, data_root: Path, report: list[str]) -> None:
         self.data_root = data_root
         self.report = report
-        self.notes = notes
+        self.moving: dict[str, None] = {}  # of the hub, by no revision
         self.seen: dict[tuple[Path, ...], str] = {}
 
     def backbone(self, backbone: BackboneSpec) -> BackboneSpec:
@@ -137,7 +139,7 @@ class _Resolver:
             }
         )
         if moved.hub is not None and moved.revision is None:
-            self.notes.append(f"{moved.hub}: no revision is named; the hub's newest may change under the same trial")
+            self.moving[moved.hub] = None
         return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved))})
 
     def task(self, task: TaskSpec) -> TaskSpec:
@@ -152,7 +154,7 @@ class _Resolver:
         """With its path made absolute and its files hashed."""
         moved = source.model_copy(update={"path": self._absolute(source.path)})
         if moved.hub is not None and moved.revision is None:
-            self.notes.append(f"{moved.hub}: no revision is named; the hub's newest may change under the same trial")
+            self.moving[moved.hub] = None
 
         def files() -> list[Path]:
             paths = [Path(p) for p in (moved.path, getattr(moved, "heldout_path", None)) if p]
@@ -176,6 +178,16 @@ class _Resolver:
             # names count inside a model directory; of two data files only the order does
             self.seen[paths] = fingerprint(paths)
         return self.seen.get(paths)
+
+
+def _cannot_run(trial: TrialSpec, root: Path) -> list[str]:
+    """What of a trial's settings contradicts itself, or cannot fit."""
+    try:
+        check_shape(trial)
+    except ValueError as error:
+        return [str(error)]
+    larger = too_large(trial, root)
+    return [] if larger is None else [larger]
 
 
 Matching = list[tuple[int, Override]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin
@@ -118,23 +118,76 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_sweep(path: Path) -> SweepSpec:
-    """Read a sweep file. Raises SpecError with every problem found."""
+def load_sweep(path: Path, profile: str | None = None, sets: Sequence[str] = ()) -> SweepSpec:
+    """Read a sweep file. Raises SpecError with every problem found.
+
+    profile: one of the file's `profiles`, merged over it; sets: 'train.steps=4', applied last
+    """
     if not path.is_file():
         raise SpecError(str(path), ["no such file"])
-    return parse_sweep(path.read_text(encoding="utf-8"), path.name)
+    text = path.read_text(encoding="utf-8")
+    if profile is not None or sets:
+        text = variant(text, path.name, profile, sets)
+    return parse_sweep(text, path.name)
 
 
-def parse_sweep(text: str, source: str) -> SweepSpec:
+def variant(text: str, source: str, profile: str | None, sets: Sequence[str]) -> str:
+    """The text of a sweep file with a profile and single values merged in: what is run is what is recorded.
+
+    A profile's mappings are merged, its lists and values replace; the sweep's name gets the profile's behind it.
+    """
+    raw = _read_yaml(text, source)
+    profiles = raw.pop("profiles", {})
+    if profile is not None:
+        if not isinstance(profiles, dict) or profile not in profiles:
+            known = profiles if isinstance(profiles, dict) else {}
+            raise SpecError(source, [f"no profile '{profile}';{nearest(profile, known)}"])
+        raw = _merged(raw, {"name": f"{raw.get('name')}-{profile}"} | profiles[profile])
+    for written in sets:
+        path, equals, value = written.partition("=")
+        if not equals or not path:
+            raise SpecError(source, [f"--set {written}: write it as train.steps=4"])
+        change: Any = _read_yaml(value, f"--set {path}", whole=False)
+        for key in reversed(path.split(".")):
+            change = {key: change}
+        raw = _merged(raw, change)
+    said = [f"profile {profile}"] * (profile is not None) + [f"--set {one}" for one in sets]
+    return f"# {source} with {', '.join(said)}\n" + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged deep, all else is replaced; steps and epochs replace each other."""
+    if {"steps", "epochs"} & over.keys():
+        base = {key: value for key, value in base.items() if key not in ("steps", "epochs")}
+    both = {
+        key: _merged(base[key], over[key])
+        for key in base.keys() & over.keys()
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping)
+    }
+    return {**base, **over, **both}
+
+
+def _read_yaml(text: str, source: str, whole: bool = True) -> Any:
+    """whole: a sweep, so a mapping."""
     try:
         raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise SpecError(source, [f"{where}not YAML: {getattr(error, 'problem', error)}"]) from None
-    if not isinstance(raw, dict):
+    if whole and not isinstance(raw, dict):
         raise SpecError(source, ["a sweep is a mapping with name, grid and train"])
+    return raw
+
+
+def parse_sweep(text: str, source: str) -> SweepSpec:
+    raw = _read_yaml(text, source)
+    profiles = raw.pop("profiles", None)
     problems: list[str] = []
+    if profiles is not None and not (
+        isinstance(profiles, dict) and all(isinstance(p, dict) for p in profiles.values())
+    ):
+        problems.append("profiles: a mapping from names to what is merged over the file")
     known = {*Settings.model_fields, "grid"}
     problems += [f"unknown key '{key}';{nearest(str(key), known)}" for key in raw if key not in known]
     settings = _valid(Settings, {k: v for k, v in raw.items() if k in Settings.model_fields}, "", problems)

@@ -26,7 +26,8 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
                 "task": trial.task.name,
                 "objective": trial.objective_label,
                 "seed": trial.seed if trial.objective else None,
-                "steps": trial.train.steps if trial.objective else 0,
+                "steps": cost.steps,
+                "gpus": trial.execution.gpus_per_worker * trial.execution.workers,
                 "workers": trial.execution.workers,
                 "status": status_of(store.trial(trial.key).result()),
                 "tokens": cost.tokens,
@@ -40,9 +41,18 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "source": plan.spec.source,
         "cells": plan.num_cells,
         "merged": plan.merged,
+        "gpu_hours": _gpu_hours(trials),
         "notes": plan.notes,
         "trials": trials,
     }
+
+
+def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
+    """Of what is still to do; None where some trial's time is not known, 0 without GPUs."""
+    todo = [t for t in trials if t["status"] not in ("finished", "stopped")]
+    if any(t["seconds"] is None for t in todo):
+        return None
+    return round(sum(t["seconds"] * t["gpus"] for t in todo) / 3600, 2)
 
 
 def print_plan(facts: dict[str, Any]) -> None:
@@ -75,6 +85,9 @@ def print_plan(facts: dict[str, Any]) -> None:
         print(
             f"to do: {len(todo)} trials, {_time(sum(known))} of training one after another; ~ marks a formula's guess"
         )
+    if hours := facts["gpu_hours"]:
+        text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
+        print(f"GPU-hours: {text} by the formula (40 % of a 500 TFLOP/s GPU), evaluation included")
     for note in facts["notes"]:
         print(f"note: {note}")
 

@@ -154,3 +154,58 @@ def test_plan_prints_without_torch_ray_or_mlflow(capsys: pytest.CaptureFixture[s
 def test_plan_of_a_bad_file_exits_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.strip() == f"{tmp_path / 'none.yaml'}: no such file"
+
+
+PAPER = sorted((ROOT / "examples" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
+def test_every_paper_sweep_plans_with_its_cost_and_has_a_miniature(path: Path, tmp_path: Path) -> None:
+    facts = plan_facts(make_plan(load_sweep(path), path.parent), Store(tmp_path))
+    assert facts["gpu_hours"] > 0
+    assert all(t["steps"] for t in facts["trials"] if t["objective"] != "backbone")
+    mini = make_plan(load_sweep(path, "mini"), path.parent, require_files=True)
+    assert mini.spec.settings.name == f"paper-{path.stem}-mini"
+    small = plan_facts(mini, Store(tmp_path))
+    assert small["gpu_hours"] == 0
+    assert sum(t["seconds"] for t in small["trials"]) < 600
+
+
+def test_the_alpha_ablation_has_the_papers_19_values() -> None:
+    plan = make_plan(load_sweep(ROOT / "examples" / "paper" / "alpha.yaml"), ROOT)
+    alphas = {t.objective.alpha for t in plan.trials if t.objective and t.objective.name in ("power", "one-minus-p")}
+    assert len(alphas) == 19  # 1 - p is alpha 1
+
+
+VARIED = BASE % "[nll]" + "profiles: {small: {train: {epochs: 2}, concurrency: 1}}\n"
+
+
+def test_a_profile_and_single_values_are_merged_and_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(VARIED)
+    spec = load_sweep(file, "small", ["train.lr=5e-4", "grid.seed=[7]"])
+    assert (spec.settings.train.steps, spec.settings.train.epochs, spec.settings.train.lr) == (None, 2, 5e-4)
+    assert spec.settings.concurrency == 1
+    assert spec.grid[0].seed == (7,)
+    assert spec.settings.name.endswith("-small")
+    again = parse_sweep(spec.text, "t.yaml")
+    assert (again.settings, again.grid) == (spec.settings, spec.grid)
+    assert spec.text.startswith("# t.yaml with profile small, --set train.lr=5e-4, --set grid.seed=[7]\n")
+    assert load_sweep(file).settings.concurrency is None
+
+
+@pytest.mark.parametrize(
+    ("profile", "sets", "message"),
+    [
+        ("smal", [], "no profile 'smal'; did you mean 'small'"),
+        (None, ["train.stepz=4"], "train: unknown key 'stepz'; did you mean 'steps'"),
+        (None, ["train.steps"], "--set train.steps: write it as train.steps=4"),
+        (None, ["train.steps=["], "--set train.steps: line"),
+    ],
+)
+def test_a_wrong_variation_is_one_line(tmp_path: Path, profile: str | None, sets: list[str], message: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(VARIED)
+    with pytest.raises(SpecError) as error:
+        load_sweep(file, profile, sets)
+    assert message in str(error.value)
