@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 
 from .container_engine import Engine
@@ -125,38 +126,55 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@dataclass(frozen=True)
 class Head:
-    """address: Ray's; api: the Jobs API's; secret: the environment that gets in."""
+    """A head node with two CPUs and a token of its own, which may die and be started again where it was.
 
-    address: str
-    api: str
-    secret: dict[str, str]
+    address: Ray's; api: the Jobs API's; secret: the environment that gets in
+    """
+
+    def __init__(self, token: Path) -> None:
+        token.write_text("a" * 64)
+        token.chmod(0o600)
+        self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.port, self.dashboard, self.others = free_port(), free_port(), [free_port(), free_port()]
+        self.address, self.api = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self) -> None:
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2",
+            f"--port={self.port}", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+            f"--dashboard-agent-listen-port={self.others[0]}", f"--ray-client-server-port={self.others[1]}",
+            "--disable-usage-stats",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, env=environment() | self.secret, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until("the head", lambda: answers(self.port) and answers(self.dashboard), timeout_s=120)
+
+    def die(self) -> None:
+        """kill -9 of the node and of all that runs on it, drivers too: what a machine does that loses its power."""
+        started = psutil.Process(self.process.pid)
+        for process in [started, *started.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(timeout=60)
+        until("its ports", lambda: not answers(self.port) and not answers(self.dashboard), timeout_s=60)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=60)
+        last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # ended by signal, the head leaves it behind
+        if last.exists() and last.read_text().endswith(f":{self.port}"):
+            last.unlink()
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A head node with two CPUs, its own token; gone with the test."""
-    token = tmp_path / "token"
-    token.write_text("a" * 64)
-    token.chmod(0o600)
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    port, dashboard = free_port(), free_port()
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
-        f"--ray-client-server-port={free_port()}", "--disable-usage-stats",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, env=environment() | secret, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    """Gone with the test."""
+    head = Head(tmp_path / "token")
+    head.start()
     try:
-        until("the head", lambda: answers(port) and answers(dashboard), timeout_s=120)
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", secret)
+        yield head
     finally:
-        process.terminate()
-        process.wait(timeout=60)
-        last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # ended by signal, the head leaves it behind
-        if last.exists() and last.read_text().endswith(f":{port}"):
-            last.unlink()
+        head.end()
