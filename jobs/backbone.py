@@ -63,10 +63,11 @@ def local_dir(backbone: BackboneSpec, root: Path) -> Path | None:
     return Path(backbone.path) if backbone.path is not None else None
 
 
-def check_backbone(backbone: BackboneSpec, root: Path) -> None:
+def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> None:
     """What can be told from its small files (asked of the hub where it is there) before anything is started.
 
-    Raises BackboneError: no network, no such id, no access, no causal head, no EOS.
+    max_length: tokens that it will be given at most
+    Raises BackboneError: no network, no such id, no access, no causal head, too few positions, no EOS.
     """
     if backbone.builtin is not None or backbone.gguf is not None:
         return
@@ -81,6 +82,12 @@ def check_backbone(backbone: BackboneSpec, root: Path) -> None:
         raise BackboneError(
             f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
             "name a decoder such as a Llama or Qwen"
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
+    if max_length > positions:
+        raise BackboneError(
+            f"backbone '{backbone.name}': train.max_length {max_length} is more than its {positions} positions; "
+            "lower it"
         )
     if load_tokenizer(backbone, root).eos_token_id is None:
         raise BackboneError(

@@ -60,8 +60,8 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> None:
     """
     for task in {trial.task for trial in trials}:
         load_task(task)
-    for backbone in {trial.backbone for trial in trials}:
-        check_backbone(backbone, root)
+    for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
+        check_backbone(backbone, root, length)
 
 
 def prepare(trials: list[TrialSpec], root: Path) -> None:

@@ -1,0 +1,90 @@
+"""Backbones that cannot be had or used are one line, before any trial starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.backbone import BackboneError, add_adapters, check_backbone
+from jobs.hf import import_transformers
+from jobs.pretrain import char_tokenizer
+from jobs.spec import BackboneSpec
+
+SMALL = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def folder(path: Path, config: Any, eos: bool = True) -> BackboneSpec:
+    config.save_pretrained(path)
+    tokenizer = char_tokenizer()
+    if not eos:
+        tokenizer.eos_token = None
+    tokenizer.save_pretrained(path)
+    return BackboneSpec(path=str(path))
+
+
+def one_line(error: pytest.ExceptionInfo[BackboneError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_decoder_with_eos_passes(tmp_path: Path) -> None:
+    check_backbone(folder(tmp_path, import_transformers().LlamaConfig(**SMALL)), tmp_path)
+
+
+def test_a_model_without_a_causal_head_is_named(tmp_path: Path) -> None:
+    spec = folder(tmp_path, import_transformers().T5Config(d_model=16, num_layers=1))
+    with pytest.raises(BackboneError) as error:
+        check_backbone(spec, tmp_path)
+    assert "is a t5, which has no causal language-model head; name a decoder" in one_line(error)
+
+
+def test_examples_longer_than_the_context_are_named(tmp_path: Path) -> None:
+    spec = folder(tmp_path, import_transformers().LlamaConfig(max_position_embeddings=64, **SMALL))
+    check_backbone(spec, tmp_path, 64)
+    with pytest.raises(BackboneError) as error:
+        check_backbone(spec, tmp_path, 65)
+    assert "train.max_length 65 is more than its 64 positions; lower it" in one_line(error)
+
+
+def test_a_tokenizer_without_eos_is_named(tmp_path: Path) -> None:
+    spec = folder(tmp_path, import_transformers().LlamaConfig(**SMALL), eos=False)
+    with pytest.raises(BackboneError) as error:
+        check_backbone(spec, tmp_path)
+    assert "its tokenizer has no EOS token" in one_line(error)
+
+
+def test_an_unknown_kind_of_model_is_named_and_no_code_of_its_own_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(BackboneError) as error:
+        check_backbone(BackboneSpec(path=str(tmp_path)), tmp_path)
+    assert f"cannot read {tmp_path}" in one_line(error)
+
+
+def test_without_a_network_a_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(BackboneError) as error:
+        check_backbone(BackboneSpec(hub="no/where"), tmp_path)
+    assert "cannot get no/where from the hub" in one_line(error)
+    assert "or give a local directory as path" in one_line(error)
+
+
+def test_a_lora_target_that_is_no_layer_is_named() -> None:
+    hf = import_transformers()
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL))
+    spec = BackboneSpec.model_validate({"path": "x", "lora": {"targets": ["query"]}})
+    with pytest.raises(BackboneError, match=r"lora\.targets query: "):
+        add_adapters(model, spec)
+
+
+def test_adapters_name_and_share_the_measure_of_their_backbone() -> None:
+    full = BackboneSpec(path="m/x", fingerprint="f")
+    adapted = BackboneSpec.model_validate({"path": "m/x", "fingerprint": "f", "lora": {"rank": 8}, "lr": 1e-4})
+    assert adapted.name == "x-lora8"
+    assert adapted.bare() == full
+    assert adapted.identity() != full.identity()
+    assert BackboneSpec.model_validate_json(adapted.model_dump_json()) == adapted
