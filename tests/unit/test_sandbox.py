@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,6 +14,7 @@ import pytest
 from jobs.sandbox import program_of
 from jobs.scores import ScoreSpec, score
 
+ROOT = Path(__file__).parents[2]
 CODE = ScoreSpec(kind="code", timeout_s=2, memory_mb=512)
 PROMPT = 'def add(a, b):\n    """The sum."""\n'
 ADD = {
@@ -52,7 +55,7 @@ ANSWERS = [
     ("import urllib.request\nurllib.request.urlopen('http://localhost', timeout=1)\n" + GOOD, 0),
     ("import urllib.request as u\nu.urlopen('http://192.0.2.1', timeout=1)\n" + GOOD, 0),
     ("import os, time\nfor _ in range(80):\n    if os.fork() == 0: time.sleep(9)\n" + GOOD, 0),
-    ("from threading import Event, Thread\nfor _ in range(80): Thread(target=Event().wait, daemon=True).start()\n" + GOOD, 0),
+    ("from threading import *\nfor _ in range(80): Thread(target=Event().wait, daemon=True).start()\n" + GOOD, 0),
     ("import os\nwhile True: os.write(3, b'x' * 2 ** 20)\n" + GOOD, 0),
     ("(" * 40_000 + "\n" + GOOD, 0), ("x = " + "-" * 49_000 + "1\n" + GOOD, 0), ("x = '\ud800'\n" + GOOD, 0),
     ("\x00" + GOOD, 0), ("class Solution:\n    def add(self, a, b):\n        return a + b\n", 0),
@@ -148,3 +151,19 @@ def test_mbpp_problems_have_a_list_of_asserts() -> None:
 def test_a_completion_goes_on_from_the_prompt() -> None:
     assert program_of("    return a + b\n", ADD) == PROMPT + "    return a + b\n"
     assert program_of("", ADD) is None
+
+
+def test_without_namespaces_sockets_are_refused_in_python() -> None:
+    code = """
+from jobs.sandbox import no_sockets
+import socket, urllib.request
+server = socket.create_server(("127.0.0.1", 0))
+no_sockets()
+for connect in (lambda at: socket.create_connection(at), lambda at: socket.socket().connect(at)):
+    try:
+        connect(server.getsockname())
+    except OSError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == "no network here\n" * 2
