@@ -5,15 +5,13 @@ No torch: `plan` reads ScoreSpec. docs/scores.md says what each kind takes for a
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.choices import chosen, options_of
 from jobs.strict import Strict
 
 MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the final answer stands there
@@ -107,71 +105,31 @@ def _exact(spec: ScoreSpec, text: str, wanted: str) -> Score:
 
 def _math(text: str, wanted: str) -> Score:
     """math-verify, in a process of its own: its time limits need a main thread, and a hang must not stop training."""
-    from jobs.judge import verdict
+    from jobs.judge import math_verdict
 
     if wanted.count("\\boxed") < 2:  # the last box counts: what was boxed before was taken back
         text = text[max(0, text.rfind("\\boxed")) :]
-    right, answer = verdict(text, wanted)
-    return Score(float(right), answer)
-
-
-@lru_cache(maxsize=64)
-def options_of(options: str) -> tuple[str, ...]:
-    """'A-D' -> A, B, C, D; 'yes|no' -> yes, no."""
-    if re.fullmatch(r"[A-Z]-[A-Z]", options):
-        return tuple(string.ascii_uppercase[ord(options[0]) - 65 : ord(options[2]) - 64])
-    return tuple(word.strip() for word in options.split("|") if word.strip())
-
-
-@lru_cache(maxsize=64)
-def _choice_patterns(options: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """An explicit statement of an option, and a line that is nothing but one."""
-    words = options_of(options)
-    letters = all(len(word) == 1 for word in words)
-    # letters only as capitals: 'a' is an article; after 'answer is', before a full stop, a bracket or the end
-    one = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    one = f"(?P<option>{one})" if letters else f"(?P<option>(?i:{one}))"
-    dressed = rf"[\s*_`\"'($\[{{]*(?:\\(?:text|mathbf|mathrm|textbf)\s*\{{\s*)?[(\[]?{one}(?![A-Za-z0-9'’])"
-    boxed = rf"\\boxed\s*\{{{dressed}"
-    stated = rf"(?i:\b(?:answer|option|choice)\b\s*(?:is|are|would be|should be|must be)?)\s*[:=\-]*\s*{dressed}"
-    explicit = re.compile(_either(boxed, stated))
-    alone = re.compile(rf"^[\s*_`\"'($\[]*{one}(?:[)\].:,*_`\"'$]|[ \t]*$)(?P<rest>.*)$", re.MULTILINE)
-    return explicit, alone
-
-
-def _either(boxed: str, stated: str) -> str:
-    """Both patterns in one, so that the last statement in the text wins whichever way it is made."""
-    return f"(?:{boxed})|(?:{stated.replace('(?P<option>', '(?P<option2>')})"
+    return Score(*math_verdict(text, wanted))
 
 
 def _choice(spec: ScoreSpec, text: str, wanted: str) -> Score:
-    got, right = _chosen(spec, text), _chosen(spec, wanted)
-    return Score(float(got is not None and got == right), got)
-
-
-def _chosen(spec: ScoreSpec, text: str) -> str | None:
-    """The option that is stated last; else the one that a line consists of or that the text begins with."""
-    explicit, alone = _choice_patterns(spec.options)
-    known = {word.casefold(): word for word in options_of(spec.options)}
-    stated = [m.group("option") or m.group("option2") for m in explicit.finditer(text)]
-    if not stated:
-        lines = [(m.group("option"), m.group("rest").strip(" )].:,*_`\"'$"), m.start()) for m in alone.finditer(text)]
-        first = len(text) - len(text.lstrip())
-        bare = [option for option, rest, _ in lines if not rest]
-        opening = [option for option, _, at in lines if at <= first]
-        stated = bare or opening
-    return known[stated[-1].casefold()] if stated else None
+    """Raises ValueError where the reference itself names no option: nothing could be right."""
+    right = chosen(spec.options, wanted)
+    if right is None:
+        raise ValueError(f"reference answer '{wanted[:60]}' is none of {spec.options}; score has options: ...")
+    got = chosen(spec.options, text)
+    return Score(float(got == right), got)
 
 
 def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
-    """reasoning-gym's own scorer; right is what it gives its full score."""
-    import reasoning_gym
+    """reasoning-gym's own scorer, in a process of its own: some evaluate the answer. Right is its full score."""
+    from jobs.judge import generator_verdict
 
     assert entry is not None
     answer = text.strip()
     if not answer:
         return Score(0.0, None)
-    value = float(reasoning_gym.get_score_answer_fn(entry["generator"])(answer, dict(entry)))
+    value, _ = generator_verdict(entry["generator"], answer, entry)
     return Score(min(1.0, max(0.0, value)) if spec.partial else float(value >= 1.0), answer)
 
 
@@ -180,7 +138,9 @@ def _similarity(text: str, wanted: str) -> Score:
     from rapidfuzz.distance import JaroWinkler
 
     answer = text.strip()
-    return Score(JaroWinkler.similarity(answer.lower(), wanted.strip().lower(), prefix_weight=0.1), answer or None)
+    if not answer:
+        return Score(0.0, None)
+    return Score(JaroWinkler.similarity(answer.lower(), wanted.strip().lower(), prefix_weight=0.1), answer)
 
 
 def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:

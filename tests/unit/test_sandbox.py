@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,6 +14,7 @@ import pytest
 from jobs.sandbox import program_of
 from jobs.scores import ScoreSpec, score
 
+ROOT = Path(__file__).parents[2]
 CODE = ScoreSpec(kind="code", timeout_s=2, memory_mb=512)
 PROMPT = 'def add(a, b):\n    """The sum."""\n'
 ADD = {
@@ -50,6 +53,20 @@ ANSWERS = [
     ("def add(a, b):\n    return add(a, b)\n", 0), ("open('x', 'w').write('y' * 10 ** 8)\n" + GOOD, 0),
     ("import socket\nsocket.create_connection(('127.0.0.1', 9), 1)\n" + GOOD, 0),
     ("import urllib.request\nurllib.request.urlopen('http://localhost', timeout=1)\n" + GOOD, 0),
+    ("import urllib.request as u\nu.urlopen('http://192.0.2.1', timeout=1)\n" + GOOD, 0),
+    ("import os, time\nfor _ in range(80):\n    if os.fork() == 0: time.sleep(9)\n" + GOOD, 0),
+    ("from threading import *\nfor _ in range(80): Thread(target=Event().wait, daemon=True).start()\n" + GOOD, 0),
+    ("import os\nwhile True: os.write(3, b'x' * 2 ** 20)\n" + GOOD, 0),
+    ("(" * 40_000 + "\n" + GOOD, 0), ("x = " + "-" * 49_000 + "1\n" + GOOD, 0), ("x = '\ud800'\n" + GOOD, 0),
+    ("\x00" + GOOD, 0), ("class Solution:\n    def add(self, a, b):\n        return a + b\n", 0),
+    # what is odd and harmless
+    ("open('x', 'w').write('y')\nassert open('x').read() == 'y'\n" + GOOD, 1),
+    ("import os\nif os.fork() == 0: os._exit(0)\nos.wait()\n" + GOOD, 1),
+    ("import os\nos.write(3, b'\\xff\\xfe' * 1000)\n" + GOOD, 1), ("import numpy\n" + GOOD, 1),
+    ("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\n" + GOOD, 1),
+    # An answer written against this very file can read the sign of success in the frame below it.
+    ("import os, sys\nf = sys._getframe(1).f_locals\nos.write(f['answer_to'], f['task']['sign'].encode())\n"
+     "os._exit(0)\ndef add(a, b): pass\n", 1),
     # A value that equals everything passes any == : whoever scores models trained against these tests looks at answers.
     ("class Any(int):\n    __eq__ = lambda *_: True\ndef add(a, b):\n    return Any()\n", 1),
 ]  # fmt: skip
@@ -99,6 +116,32 @@ def test_a_server_on_this_machine_is_out_of_reach() -> None:
     assert not reached
 
 
+def test_the_tests_of_humaneval_plus_may_import_numpy() -> None:
+    test = "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(candidate(0.1, 0.2), 0.3)\n"
+    assert score(CODE, GOOD, "", ADD | {"test": test}).value == 1
+    assert score(CODE, GOOD.replace("+", "-"), "", ADD | {"test": test}).value == 0
+
+
+def test_the_same_answer_has_the_same_verdict_whatever_order_sets_have() -> None:
+    code = GOOD + "assert list({'a', 'b', 'c', 'd'})[0] == 'a'\n"
+    assert len({score(CODE, code, "", ADD).value for _ in range(4)}) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what it may lose")
+def test_root_is_no_longer_root(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    file.write_text("kept")
+    score(CODE, f"open({str(file)!r}, 'w').write('gone')\n" + GOOD, "", ADD)
+    score(CODE, f"import os\nos.kill({os.getpid()}, 9)\n" + GOOD, "", ADD)
+    assert file.read_text() == "kept"
+
+
+def test_a_process_that_does_not_come_up_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="no process for a model's code"):
+        score(CODE, GOOD, "", ADD)
+
+
 def test_mbpp_problems_have_a_list_of_asserts() -> None:
     entry = {"test_list": ["assert add(1, 2) == 3"], "test_setup_code": "import math"}
     assert score(CODE, GOOD, "", entry).value == 1
@@ -108,3 +151,19 @@ def test_mbpp_problems_have_a_list_of_asserts() -> None:
 def test_a_completion_goes_on_from_the_prompt() -> None:
     assert program_of("    return a + b\n", ADD) == PROMPT + "    return a + b\n"
     assert program_of("", ADD) is None
+
+
+def test_without_namespaces_sockets_are_refused_in_python() -> None:
+    code = """
+from jobs.sandbox import no_sockets
+import socket, urllib.request
+server = socket.create_server(("127.0.0.1", 0))
+no_sockets()
+for connect in (lambda at: socket.create_connection(at), lambda at: socket.socket().connect(at)):
+    try:
+        connect(server.getsockname())
+    except OSError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == "no network here\n" * 2

@@ -2,18 +2,22 @@
 
 import json
 import os
+import threading
 import time
+from importlib.util import find_spec
 from itertools import pairwise
 from math import comb
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from jobs.choices import options_of
+from jobs.judge import _Judge
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
-from jobs.scores import ScoreSpec, options_of, score
+from jobs.scores import ScoreSpec, score
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SWEEPER_DATA", ROOT.parent / "shared" / "data"))
@@ -28,6 +32,11 @@ def rows(name: str) -> list[dict[str, str]]:
     if not file.exists():
         pytest.skip(f"{file} is not here")
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def needs_reasoning_gym() -> None:
+    if find_spec("reasoning_gym") is None:
+        pytest.skip("reasoning-gym is not installed")
 
 
 # answer, value; the reference is 1234
@@ -121,6 +130,19 @@ CHOICES = [
     ("Answer: none of them", None), ("A or B", None), ("\\boxed{}", None), ("\\boxed{E}", None), ("B-complex", None),
     ("The answer is A's", None), ("x" * 10**6 + " The answer is B", "B"), ("ABCD", None),
     ("Either way, B is wrong", None),
+    # what is denied, asked, hedged, listed, or only looks like a letter
+    ("The answer is C. Option A is wrong because it is red.", "C"), ("Option A is incorrect. Option B is too.", None),
+    ("The answer is not B", None), ("I don't think the answer is B", None), ("The wrong answer is C", None),
+    ("The correct answer cannot be A", None), ("So B is not the right answer", None), ("Answer: D, not B", "D"),
+    ("Is the answer B? No.", None), ("If the answer is B then x. But no.", None), ("Statement A is correct", None),
+    ("The answer is B or C", None), ("Answer: A and B", None), ("\\boxed{A, C}", None), ("Answer: A, B, C", None),
+    ("\\boxed{A\\text{ and }C}", None), ("The answer is A/B", None), ("The answer is A. Or the answer is B or C", None),
+    ("A) red B) blue", None), ("A. red\nB. blue\nC. green", None), ("A\nB\nC\nD", None), ("A, B, C are wrong", None),
+    ("Which option: A, B, C or D?", None), ("answer choices: A) red B) blue", None), ("The answer is A.5", None),
+    ("The answer is A man named Bob", None), ("Answer: B, since A is wrong", "B"), ("The answer is (A) Paris", "A"),
+    ("B is the correct answer", "B"), ("Option B is correct.", "B"), ("I would go with D!", "D"), ("Answer: [B]", "B"),
+    ("\\boxed{\\textbf{(C)}}", "C"), ("<answer>B</answer>", "B"), ("### Answer\nB", "B"), ("Answer：B", "B"),
+    ("Answer: \u0412", None), ("Answer: Ｂ", None),
 ]  # fmt: skip
 
 
@@ -136,12 +158,37 @@ def test_choice(text: str, chosen: str | None) -> None:
     [
         ("Answer: yes", "yes"), ("Yes.", "yes"), ("No, it does not", "no"), ("The answer is Maybe", "maybe"),
         ("nobody knows", None), ("yesterday", None), ("No one knows", None), ("Answer: not yet", None), ("", None),
+        ("Answer: no one", None), ("yes/no", None), ("yes or no", None), ("Yes, no, maybe", None),
+        ("answer is no.", "no"),
     ],
 )  # fmt: skip
 def test_choice_of_words(text: str, chosen: str | None) -> None:
     assert score(WORDS, text, "yes").answer == chosen
 
 
+def test_the_letter_i_is_a_word_first() -> None:
+    ten = ScoreSpec(kind="choice")
+    for text in ("Answer: I don't know", "I think so", "I, personally, cannot tell", "The answer is I think C"):
+        assert score(ten, text, "I").answer is None
+    assert score(ten, "The answer is I.", "I").value == 1
+
+
+def test_a_reference_that_is_no_option_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reference answer 'E' is none of A-D"):
+        score(LETTERS, "B", "E")
+
+
+@pytest.mark.parametrize(
+    "part", ["answer ", " ", "\n", " \n", "A,", "A) ", "answer is ", "\\boxed{", "A or ", "*", "if ", ":", "("]
+)
+def test_the_time_of_a_choice_is_linear_in_the_text(part: str) -> None:
+    text = "answer" + part * (50_000 // len(part)) + "x"
+    since = time.process_time()
+    score(ScoreSpec(kind="choice"), text, "B")
+    assert time.process_time() - since < 5
+
+
+@settings(deadline=None)  # the first one imports what the scorer needs
 @given(st.text(max_size=200))
 def test_no_text_breaks_a_scorer(text: str) -> None:
     for spec, wanted in ((EXACT, "#### 1"), (LETTERS, "B"), (WORDS, "yes"), (ScoreSpec(kind="similarity"), "cat")):
@@ -162,7 +209,7 @@ FIGLET = [
 
 @pytest.mark.parametrize(("text", "value"), FIGLET)
 def test_the_generators_own_scorer(text: str, value: float) -> None:
-    pytest.importorskip("reasoning_gym")
+    needs_reasoning_gym()
     entry = {"generator": "figlet_font", "question": "?", "answer": "USNIC", "metadata": {}}
     found = score(ScoreSpec(kind="generator"), text, "USNIC", entry)
     assert found.value == value
@@ -170,10 +217,59 @@ def test_the_generators_own_scorer(text: str, value: float) -> None:
 
 
 def test_half_right_counts_only_when_asked() -> None:
-    pytest.importorskip("reasoning_gym")
+    needs_reasoning_gym()
     entry = {"generator": "figlet_font", "question": "?", "answer": "USNIC", "metadata": {}}
     assert score(ScoreSpec(kind="generator"), "USNXX", "", entry).value == 0
     assert score(ScoreSpec(kind="generator", partial=True), "USNXX", "", entry).value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("binary_matrix", "open({!r}, 'w')"), ("countdown", "open({!r}, 'w')"), ("binary_matrix", "exit()"),
+        ("binary_matrix", "[0] * 10 ** 10"), ("countdown", "9**9**9**9**9"), ("countdown", "((((" * 500),
+        ("basic_arithmetic", "\x00\ud800"), ("spell_backward", "x" * 10**6), ("leg_counting", "nan"),
+    ],
+)  # fmt: skip
+def test_what_a_scorer_evaluates_hurts_no_one(
+    name: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.judge.DEADLINE_S", 8)
+    gym = pytest.importorskip("reasoning_gym")
+    item = gym.create_dataset(name, seed=7, size=1)[0]
+    entry, spec, file = {**item, "generator": name}, ScoreSpec(kind="generator"), tmp_path / "written"
+    since = time.monotonic()
+    assert score(spec, answer.replace("{!r}", repr(str(file))), item["answer"], entry).value == 0
+    assert time.monotonic() - since < 60
+    assert os.geteuid() != 0 or not file.exists()
+    assert score(spec, item["answer"], item["answer"], entry).value == 1
+
+
+def test_a_library_that_is_not_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = _Judge("math")
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"the scorer of math answers did not start"):
+        judge.ask({"text": "1", "wanted": "1"})
+
+
+def test_a_thread_may_ask_and_the_folder_of_a_trial_is_of_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge, said = _Judge("math"), []
+    thread = threading.Thread(target=lambda: said.append(judge.ask({"text": "$1/2$", "wanted": "0.5"})))
+    thread.start()
+    thread.join()
+    judge.end()
+    assert said == [(1.0, "\\frac{1}{2}")]
+
+
+def test_integer_answers_of_competitions_are_right_as_they_are_written_in_the_data() -> None:
+    for name in ("aime24", "amc23"):
+        for problem in rows(f"{name}/test.jsonl")[:20]:
+            answer = str(problem["answer"])  # "27.0" in amc23
+            assert score(MATH, f"\\boxed{{{answer.removesuffix('.0')}}}", answer).value == 1
+            assert score(MATH, f"\\boxed{{{float(answer) + 1:g}}}", answer).value == 0
 
 
 def test_every_item_of_a_generator_is_right_against_itself() -> None:
