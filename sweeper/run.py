@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> None:
 
 
 def prepare(trials: list[TrialSpec], root: Path) -> None:
-    """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids."""
+    """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
+
+    Raises TaskError where examples do not fit in a trial's max_length.
+    """
     builtin: dict[str, set[int]] = {}
     for trial in trials:
         backbone = trial.backbone
@@ -76,9 +80,15 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
+    made = {}
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
-            corpus(load_tokenizer(backbone, root), task, root, progress)
+            made[backbone, task] = corpus(load_tokenizer(backbone, root), task, root, progress)
+    cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
+    with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
+        for backbone, task, max_length, overlong in cuts:
+            made[backbone, task].rows("train", max_length, overlong)
+            made[backbone, task].rows("heldout", max_length)
 
 
 def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None) -> None:
