@@ -44,7 +44,7 @@ class Estimate:
 
 def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     """tokens: prompt and response tokens seen in training; memory of one worker: `memory_of`."""
-    shape = _model_shape(trial.backbone, root)
+    shape = model_shape(trial.backbone, root)
     try:
         examples, length = _task_size(trial.task, trial.backbone.builtin is not None)
     except TaskError:
@@ -127,7 +127,7 @@ def _needs_reference(trial: TrialSpec) -> bool:
 def too_large(trial: TrialSpec, root: Path) -> str | None:
     """Why a trial cannot fit in execution.memory_gb, and what would; None where it fits or nobody knows."""
     limit = trial.execution.memory_gb
-    shape = _model_shape(trial.backbone, root)
+    shape = model_shape(trial.backbone, root)
     if limit is None or shape is None or trial.objective is None:
         return None
     # the longest example decides, not the mean one
@@ -201,11 +201,11 @@ def disk_need(trials: Sequence[TrialSpec], root: Path, at_once: int) -> DiskNeed
     """
     peak, checkpoints, unknown = 0, [], dict[str, None]()
     for backbone in {trial.backbone for trial in trials}:
-        shape, folder = _model_shape(backbone, root), local_dir(backbone, root)
+        shape, folder = model_shape(backbone, root), local_dir(backbone, root)
         made = folder is not None and backbone.path is None and not folder.is_dir()
         peak += 4 * shape.params if shape and made else 0
     for trial in trials:
-        shape = _model_shape(trial.backbone, root)
+        shape = model_shape(trial.backbone, root)
         if shape is None:
             unknown[trial.backbone.name] = None
         elif trial.objective is not None:
@@ -256,7 +256,7 @@ class Shape:
 
 
 @lru_cache(maxsize=256)
-def _model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
+def model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
     if backbone.builtin is not None:
         config: dict[str, Any] = {
             "hidden_size": RECIPE["hidden"],
@@ -265,20 +265,20 @@ def _model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
             "intermediate_size": 4 * RECIPE["hidden"],
             "vocab_size": len(SPECIAL) + len(ALPHABET),
         }
-        return _shape_of(config)
+        return shape_of_config(config)
     folder = local_dir(backbone, root)
     if folder is not None and (folder / "config.json").is_file():
-        return _shape_of(json.loads((folder / "config.json").read_text()))
+        return shape_of_config(json.loads((folder / "config.json").read_text()))
     if backbone.gguf is not None:
         try:
             size = gguf_file(backbone).stat().st_size
         except BackboneError:
             return None
         return Shape(round(size / 0.7), 1024, 24, 50_000)  # until it is unpacked: about 5.6 bits a weight
-    return _shape_of(dict(backbone.shape)) if backbone.shape else None
+    return shape_of_config(dict(backbone.shape)) if backbone.shape else None
 
 
-def _shape_of(config: dict[str, Any]) -> Shape | None:
+def shape_of_config(config: dict[str, Any]) -> Shape | None:
     """A decoder of the Llama kind: attention with grouped keys, gated MLP."""
     try:
         hidden, layers, vocab = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.presets import presets
 from jobs.spec import BackboneSpec, TrialSpec
-from sweeper.estimate import GIB, Memory, _model_shape, estimate, memory_of, too_large
+from sweeper.estimate import GIB, Memory, estimate, memory_of, model_shape, too_large
 
 PUBLISHED = {  # billions of parameters, from the model cards
     "Qwen2.5-1.5B": 1.54, "Qwen2.5-3B": 3.09, "Qwen2.5-7B": 7.62, "Qwen2.5-14B": 14.77, "Qwen2.5-32B": 32.76,
@@ -29,7 +29,7 @@ def trial(
 
 
 def memory(spec: TrialSpec, length: float = 512) -> Memory:
-    shape = _model_shape(spec.backbone, Path())
+    shape = model_shape(spec.backbone, Path())
     assert shape is not None
     return memory_of(spec, shape, length)
 
@@ -37,7 +37,7 @@ def memory(spec: TrialSpec, length: float = 512) -> Memory:
 def test_every_backbone_of_the_paper_has_its_published_size() -> None:
     assert presets()["backbones"].keys() == PUBLISHED.keys()
     for name, billions in PUBLISHED.items():
-        shape = _model_shape(BackboneSpec.model_validate({"preset": name}), Path())
+        shape = model_shape(BackboneSpec.model_validate({"preset": name}), Path())
         assert shape is not None
         assert shape.params / 1e9 == pytest.approx(billions, rel=0.01), name
 
