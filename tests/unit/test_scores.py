@@ -97,13 +97,6 @@ def test_math(text: str, wanted: str, value: float) -> None:
     assert score(MATH, text, wanted).value == value
 
 
-def test_an_expression_that_no_one_can_evaluate_ends_in_time_and_the_next_one_is_judged() -> None:
-    since = time.monotonic()
-    assert score(MATH, "\\boxed{9^{9^{9^{9^9}}}}", "3").value == 0
-    assert time.monotonic() - since < 30
-    assert score(MATH, "\\boxed{3}", "3").value == 1
-
-
 def test_published_solutions_are_right_against_themselves_and_wrong_against_the_next() -> None:
     problems = rows("math500/test.jsonl")[::5]
     right = sum(score(MATH, p["solution"], p["answer"]).value for p in problems)
@@ -221,28 +214,6 @@ def test_half_right_counts_only_when_asked() -> None:
     entry = {"generator": "figlet_font", "question": "?", "answer": "USNIC", "metadata": {}}
     assert score(ScoreSpec(kind="generator"), "USNXX", "", entry).value == 0
     assert score(ScoreSpec(kind="generator", partial=True), "USNXX", "", entry).value == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("binary_matrix", "open({!r}, 'w')"), ("countdown", "open({!r}, 'w')"), ("binary_matrix", "exit()"),
-        ("binary_matrix", "[0] * 10 ** 10"), ("countdown", "9**9**9**9**9"), ("countdown", "((((" * 500),
-        ("basic_arithmetic", "\x00\ud800"), ("spell_backward", "x" * 10**6), ("leg_counting", "nan"),
-    ],
-)  # fmt: skip
-def test_what_a_scorer_evaluates_hurts_no_one(
-    name: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.judge.DEADLINE_S", 8)
-    gym = pytest.importorskip("reasoning_gym")
-    item = gym.create_dataset(name, seed=7, size=1)[0]
-    entry, spec, file = {**item, "generator": name}, ScoreSpec(kind="generator"), tmp_path / "written"
-    since = time.monotonic()
-    assert score(spec, answer.replace("{!r}", repr(str(file))), item["answer"], entry).value == 0
-    assert time.monotonic() - since < 60
-    assert os.geteuid() != 0 or not file.exists()
-    assert score(spec, item["answer"], item["answer"], entry).value == 1
 
 
 def test_a_library_that_is_not_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
