@@ -108,7 +108,7 @@ def train(
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=_gate_at(objective))
         if trial.execution.packing:
-            facts.update(packing_error=check_packing(engine, prepared.train, pad))
+            facts.update(packing_check=check_packing(engine, prepared.train, pad))
         complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from, keep_answers)
         if complete and model_dir is not None:
             state = ds.full_state_dict(engine)
