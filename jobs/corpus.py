@@ -7,8 +7,10 @@ tokens/<digest>/train.ids, heldout.ids    int32, all examples one after another,
                 facts.json                counts, hashes, what leaks from training to evaluation
 tokens/.<digest>/part-<n>.npz             finished parts of an unfinished one: a killed tokenisation goes on after them
 
-Parts are a function of their input, so two writers at once waste work and break nothing; the driver makes a corpus
-before its trials start, so there is one.
+tokens/.<digest>.lock                     held by the one process that writes; others wait, and find it made
+
+The driver makes a corpus before its trials start, as it makes backbones: a task of Ray's would wait for CPUs that lanes
+hold. The lock goes with its holder, and the next process goes on after the last whole part.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from jobs.data import Encoded, tokenise
-from jobs.files import make_dir, write_text
+from jobs.files import locked, make_dir, write_text
 from jobs.leaks import leaks
 from jobs.scores import ScoreSpec
 from jobs.sources import TaskError
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 PART = 4096  # examples
 VERSION = 1  # of what stands in a corpus
+WAIT_S = 3600.0  # for another process that tokenises the same
 Told = Callable[[int, int], None]
 
 
@@ -143,7 +147,9 @@ def corpus(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path, told:
     """
     folder = corpus_dir(tokenizer, task, root)
     if not folder.is_dir():
-        _make(folder, tokenizer, task, told or (lambda done, total: None))
+        with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
+            if not folder.is_dir():
+                _make(folder, tokenizer, task, told or (lambda done, total: None))
     return Corpus(folder, json.loads((folder / "facts.json").read_text()))
 
 
@@ -153,8 +159,8 @@ def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, told
     parts.mkdir(parents=True, exist_ok=True)
     with (parts / "runs").open("a") as runs:
         runs.write(f"{socket.gethostname()}\n")
-    train = list(_in_parts(tokenizer, data.train, parts, told))
-    heldout = tokenise(tokenizer, data.heldout)
+    train = _in_parts(tokenizer, data.train, parts, told)
+    heldout = Ids.of(tokenise(tokenizer, data.heldout))
     measured = [e for examples in data.benchmarks.values() for e in examples] or data.heldout
 
     def fill(target: Path) -> None:
@@ -162,8 +168,8 @@ def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, told
             "task": task.name, "tokeniser": tokeniser_digest(tokenizer), "noisy": data.noisy,
             "runs": len((parts / "runs").read_text().splitlines()),
         }  # fmt: skip
-        for kind, encoded in (("train", train), ("heldout", heldout)):
-            facts[kind] = _write(target, kind, encoded)
+        for kind, made in (("train", train), ("heldout", heldout)):
+            facts[kind] = _write(target, kind, made)
         write_text(target / "heldout.jsonl", "".join(json.dumps(_plain(e)) + "\n" for e in data.heldout))
         problems = [
             {"benchmark": name, "ids": row.ids[: row.prompt_length], "example": _plain(example)}
@@ -175,51 +181,49 @@ def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, told
         write_text(target / "facts.json", json.dumps(facts, indent=1))
 
     make_dir(folder, fill)
-    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(parts)
 
 
-def _in_parts(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], parts: Path, told: Told
-) -> Iterator[Encoded]:
-    """Encoded examples; what an earlier run has finished is read back."""
+@dataclass(frozen=True)
+class Ids:
+    """Examples one after another: ids int32 [tokens]; sizes int64 [examples, 2], tokens of the prompt and in all."""
+
+    ids: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded]) -> Ids:
+        ids = np.fromiter((i for row in encoded for i in row.ids), dtype=np.int32)
+        return cls(ids, np.array([(row.prompt_length, len(row.ids)) for row in encoded], dtype=np.int64).reshape(-1, 2))
+
+
+def _in_parts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], parts: Path, told: Told) -> Ids:
+    """What an earlier run has finished is read back."""
+    made = []
     for number, start in enumerate(range(0, len(examples), PART)):
         file = parts / f"part-{number:06d}.npz"
-        if file.exists():
-            yield from _read_part(file)
-        else:
-            encoded = tokenise(tokenizer, examples[start : start + PART])
-            partial = file.with_suffix(f".{socket.gethostname()}.npz")
-            np.savez(partial, ids=_flat(encoded), sizes=_sizes(encoded))
+        if not file.exists():
+            part, partial = Ids.of(tokenise(tokenizer, examples[start : start + PART])), file.with_suffix(".partial")
+            with partial.open("wb") as stream:
+                np.savez(stream, ids=part.ids, sizes=part.sizes)
+                stream.flush()
+                os.fsync(stream.fileno())
             partial.replace(file)
-            yield from encoded
+        with np.load(file) as kept:
+            made.append(Ids(kept["ids"], kept["sizes"]))
         told(min(start + PART, len(examples)), len(examples))
+    return Ids(np.concatenate([part.ids for part in made]), np.concatenate([part.sizes for part in made]))
 
 
-def _read_part(file: Path) -> Iterator[Encoded]:
-    with np.load(file) as part:
-        ids, at = part["ids"].tolist(), 0
-        for prompt, whole in part["sizes"].tolist():
-            yield Encoded(ids[at : at + whole], prompt)
-            at += whole
-
-
-def _write(folder: Path, kind: str, encoded: Sequence[Encoded]) -> dict[str, Any]:
-    ids, sizes = _flat(encoded), _sizes(encoded)
+def _write(folder: Path, kind: str, made: Ids) -> dict[str, Any]:
+    ids, sizes = made.ids, made.sizes
     ids.tofile(folder / f"{kind}.ids")
     np.save(folder / f"{kind}.npy", sizes)
     digest = hashlib.sha256(ids.tobytes() + sizes.tobytes()).hexdigest()
     return {
-        "examples": len(encoded), "tokens": len(ids), "targets": int((sizes[:, 1] - sizes[:, 0]).sum()),
+        "examples": len(sizes), "tokens": len(ids), "targets": int((sizes[:, 1] - sizes[:, 0]).sum()),
         "longest": int(sizes[:, 1].max()), "sha256": digest,
     }  # fmt: skip
-
-
-def _flat(encoded: Iterable[Encoded]) -> np.ndarray:
-    return np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in encoded])
-
-
-def _sizes(encoded: Iterable[Encoded]) -> np.ndarray:
-    return np.array([(row.prompt_length, len(row.ids)) for row in encoded], dtype=np.int64)
 
 
 def _plain(example: Example) -> dict[str, Any]:

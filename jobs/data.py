@@ -6,8 +6,8 @@ The order is a function of the trial's seed alone: the same for every objective 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -82,17 +82,27 @@ def global_batches(num_examples: int, seed: int, batch_size: int, num_steps: int
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, mask, labels: [sequences, tokens], padded on the right; labels are IGNORED on prompt and padding."""
+    """ids, mask, labels: [rows, tokens], padded on the right; labels are IGNORED on prompt and padding.
+
+    sequence:  [rows, tokens], the number of each token's sequence in the micro-batch
+    sequences: how many there are
+    position:  [rows, tokens], restarting at every sequence, where rows hold several (jobs/packing.py); else None
+    """
 
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    sequence: Tensor
+    sequences: int
+    position: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids.to(device), self.mask.to(device), self.labels.to(device))
+        tensors: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, torch.Tensor)}
+        return replace(self, **tensors)
 
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
+    """A row for each sequence."""
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -102,4 +112,4 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
         ids[i, : len(tokens)] = tokens
         mask[i, : len(tokens)] = 1
         labels[i, row.prompt_length : len(tokens)] = tokens[row.prompt_length :]
-    return Batch(ids, mask, labels)
+    return Batch(ids, mask, labels, torch.arange(len(rows))[:, None].expand_as(ids), len(rows))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BLOCK = 1 << 16
+LOOK_S = 0.2  # between two looks at a lock
 WHOLE_BELOW = 1 << 26  # larger files are sampled: 64 blocks spread over the file, and its size
 
 
@@ -36,6 +41,30 @@ def make_dir(path: Path, fill: Callable[[Path], None]) -> Path:
     except OSError:  # another process was quicker; its content is the same
         shutil.rmtree(partial)
     return path
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float) -> Iterator[None]:
+    """One process at a time; others wait. The lock goes with the process that holds it, however that ends.
+
+    Raises TimeoutError that names the holder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + timeout_s
+    with path.open("a+") as held:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    held.seek(0)
+                    raise TimeoutError(f"{path} has been held for {timeout_s:.0f} s ({held.read().strip()})") from None
+                time.sleep(LOOK_S)
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {socket.gethostname()}")
+        held.flush()
+        yield
 
 
 def fingerprint(files: Iterable[Path]) -> str:

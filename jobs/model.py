@@ -48,14 +48,18 @@ def head_of(backbone: nn.Module) -> Head:
 
 
 def hidden_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """What the head is applied to, [sequences, tokens, d]."""
+    """What the head is applied to, [rows, tokens, d]."""
     base: Any = backbone.base_model
-    return base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    if batch.position is None:
+        return base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    # transformers reads the borders of packed sequences off the positions, and only where it is given no mask
+    packed = base(input_ids=batch.ids, attention_mask=None, position_ids=batch.position, use_cache=False)
+    return packed.last_hidden_state
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The target tokens of a batch: hidden states before them [N, d], ids [N], and the row each stands in [N]."""
+    """The target tokens of a batch: hidden states before them [N, d], ids [N], and the sequence each stands in [N]."""
 
     hidden: Tensor
     ids: Tensor
@@ -65,7 +69,7 @@ class Targets:
     def of(cls, hidden: Tensor, batch: Batch) -> Targets:
         labels = batch.labels[:, 1:]
         chosen = labels != IGNORED
-        return cls(hidden[:, :-1][chosen], labels[chosen], chosen.nonzero()[:, 0])
+        return cls(hidden[:, :-1][chosen], labels[chosen], batch.sequence[:, 1:][chosen])
 
 
 def target_statistics(backbone: nn.Module, batch: Batch) -> tuple[LinearLoss, Tensor]:
@@ -143,7 +147,7 @@ class ObjectiveModel(nn.Module):
         loss = linear_objective(targets.hidden, head_of(self.backbone), targets.ids, self.objective, context)
         kept = loss.kept.sum()
         divisor = num_targets if self.objective.spec.normalisation == "valid" else kept.clamp_min(1)
-        measured = self._measured(loss, targets, state, len(batch.ids))
+        measured = self._measured(loss, targets, state, batch.sequences)
         return loss.total / divisor, measured.sums, measured.sequence_nll
 
     def _reference(self, batch: Batch) -> tuple[Tensor, Head] | None:
@@ -153,16 +157,16 @@ class ObjectiveModel(nn.Module):
             self.reference.eval()
             return Targets.of(hidden_states(self.reference, batch), batch).hidden, head_of(self.reference)
 
-    def _measured(self, loss: LinearLoss, targets: Targets, state: State | None, rows: int) -> Measured:
+    def _measured(self, loss: LinearLoss, targets: Targets, state: State | None, sequences: int) -> Measured:
         logp = loss.logp
         alpha = _alpha(self.objective.spec, state, logp)
         count = torch.ones_like(logp).sum()
         parts = (loss.value.sum(), loss.kept.sum(), logp.exp().sum(), -logp.sum(), count)
         sums = torch.stack([part.detach().double() for part in (*parts, alpha * count, loss.first.sum())])
-        tokens = torch.zeros(rows, device=logp.device).index_add_(
+        tokens = torch.zeros(sequences, device=logp.device).index_add_(
             0, targets.row, torch.ones_like(logp, dtype=torch.float)
         )
-        nll = torch.zeros(rows, device=logp.device).index_add_(0, targets.row, -logp.float())
+        nll = torch.zeros(sequences, device=logp.device).index_add_(0, targets.row, -logp.float())
         return Measured(sums, nll / tokens.clamp_min(1))
 
 

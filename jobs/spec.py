@@ -329,6 +329,7 @@ class Execution(Strict):
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="implementation; without it, what transformers chooses"
     )
+    packing: bool = Field(False, description="several sequences in a row, none of which sees another: less padding")
     memory_gb: float | None = Field(
         None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
     )

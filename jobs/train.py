@@ -29,6 +29,7 @@ from jobs.evaluate import Problem, answer_problems, task_yardsticks, token_yards
 from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel
 from jobs.objectives import State
+from jobs.packing import check_packing, in_one_row, pack
 from jobs.probe import Probe, probe
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
@@ -106,6 +107,8 @@ def train(
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=_gate_at(objective))
+        if trial.execution.packing:
+            facts.update(packing_check=check_packing(engine, prepared.train, pad))
         complete = _loop(trial, engine, capability, tokenizer, prepared, report, resume_from, keep_answers)
         if complete and model_dir is not None:
             state = ds.full_state_dict(engine)
@@ -176,11 +179,13 @@ def _step(
     micro = micro_batch_size(trial)
     num_targets = sum(row.num_targets for row in rows)
     cuts = range(rank * micro, len(rows), world * micro)
+    packed = trial.execution.packing
+    lay_out = partial(pack, one_row=in_one_row(engine.module.backbone)) if packed else collate
     # DeepSpeed averages over micro-batches and ranks; the sum over all of them is what Eq. 4 divides
     share = num_targets / (len(cuts) * world)
     sums, sequence_nll, norm = [], [], None
     for start in cuts:
-        batch = collate(rows[start : start + micro], pad).to(engine.device)
+        batch = lay_out(rows[start : start + micro], pad).to(engine.device)
         loss, *measured = engine(batch, share, state)
         engine.backward(loss * len(cuts) if trial.train.reduction == "authors" else loss)
         if start == cuts[-1]:

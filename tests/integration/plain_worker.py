@@ -1,13 +1,15 @@
 """Trials in plain processes, without Ray: python plain_worker.py JOBS.json RANK WORLD RENDEZVOUS.
 
 JOBS.json: {"root": storage, "jobs": [{"trial": TrialSpec, "out": folder, "stop_at": step, "resume": folder}, ...]}; the
-jobs run one after another in the same process, as in a lane. Each writes rows.json and model/ into its folder.
+jobs run one after another in the same process, as in a lane. Each writes rows.json, facts.json and model/ into its
+folder.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,9 +32,11 @@ def run(job: dict[str, str], root: Path) -> None:
         return True
 
     resume = Path(job["resume"]) if "resume" in job else None
-    train(TrialSpec.model_validate(job["trial"]), root, report, resume, None if stop_at else out / "model")
+    facts: dict[str, Any] = {}
+    train(TrialSpec.model_validate(job["trial"]), root, report, resume, None if stop_at else out / "model", facts)
     if dist.get_rank() == 0:
         (out / "rows.json").write_text(json.dumps(rows))
+        (out / "facts.json").write_text(json.dumps(facts))
 
 
 def main() -> None:

@@ -316,3 +316,24 @@ def test_a_model_directory_trains_like_the_backbone_that_it_holds(backbones: Pat
     run(tmp_path / "run", backbones, 1, [job(spec, tmp_path / "builtin"), job(moved, tmp_path / "path")])
     assert rows(tmp_path / "builtin") == rows(tmp_path / "path")
     assert furthest(weights(tmp_path / "builtin"), weights(tmp_path / "path")) == 0.0
+
+
+def test_packed_rows_reach_the_parameters_of_padded_ones(backbones: Path, tmp_path: Path) -> None:
+    """Examples of many lengths, so that rows do hold several; the record says that none saw another."""
+    file = tmp_path / "sums.jsonl"
+    examples = [(f"{a}+{b}=", str(a + b)[::-1] * (1 + (a * b) % 5)) for a in range(10, 22) for b in range(30, 42)]
+    file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in examples))
+    cases = [("nll", 0), ("nll", 3), ("adaptive-sequence", 1)]
+    jobs = []
+    for name, stage in cases:
+        for packing in (False, True):
+            spec = trial(stage, 2, {"name": name}).model_dump()
+            spec |= {"task": {"path": str(file)}, "execution": {"workers": 2, "packing": packing}}
+            jobs.append(job(TrialSpec.model_validate(spec), tmp_path / f"{name}-{stage}-{packing}"))
+    assert len({TrialSpec.model_validate(j["trial"]).key for j in jobs}) == 2  # neither stage nor packing is part of it
+    run(tmp_path / "run", backbones, 2, jobs)
+    for name, stage in cases:
+        padded, packed = (tmp_path / f"{name}-{stage}-{packing}" for packing in (False, True))
+        assert furthest(weights(padded), weights(packed)) < TOLERANCE, (name, stage)
+        assert rows(padded)[-1] == pytest.approx(rows(packed)[-1], rel=1e-3, abs=1e-5), (name, stage)
+        assert max(json.loads((packed / "facts.json").read_text())["packing_check"].values()) < 1e-5

@@ -129,7 +129,7 @@ def test_heads_with_softcap_scale_or_bias_give_the_models_own_probabilities(name
         if head.bias is not None:
             head.bias.normal_()
     ids = torch.randint(3, 60, (3, 9))
-    batch = Batch(ids, torch.ones_like(ids), ids)
+    batch = Batch(ids, torch.ones_like(ids), ids, torch.zeros_like(ids), 1)
     with torch.no_grad():
         wanted = Targets.of(model(input_ids=ids).logits, batch)
         got, _ = target_statistics(model, batch)
@@ -145,7 +145,7 @@ def test_lora_body_trains_and_a_lora_head_is_refused_by_name() -> None:
     torch.manual_seed(0)
     plain = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL))
     ids = torch.randint(3, 60, (3, 9))
-    batch = Batch(ids, torch.ones_like(ids), ids)
+    batch = Batch(ids, torch.ones_like(ids), ids, torch.zeros_like(ids), 1)
     body = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4))
     for name, parameter in body.named_parameters():
         if "lora_B" in name:

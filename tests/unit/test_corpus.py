@@ -1,7 +1,11 @@
 """A corpus: tokenised once, resumed after a kill, mapped and cut as each trial wants it; what leaks into evaluation."""
 
 import json
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,11 +14,15 @@ from hypothesis import strategies as st
 import jobs.corpus
 from jobs.corpus import corpus, corpus_dir
 from jobs.data import tokenise
+from jobs.files import locked
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
+from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, load_task
+from jobs.train import _prepared
+from sweeper.run import prepare
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
 
@@ -67,7 +75,59 @@ def test_a_killed_tokenisation_goes_on_after_its_last_whole_part(
     assert tokenised == [100, 100, 40]  # two parts of five, and the held-out examples
     assert made.facts["runs"] == 2
     assert list(made.rows("train", 64)) == tokenise(char_tokenizer(), load_task(TASK).train)
-    assert [p.name for p in (tmp_path / "tokens").iterdir()] == [made.folder.name]
+    left = {p.name for p in (tmp_path / "tokens").iterdir()}
+    assert left == {made.folder.name, f".{made.folder.name}.lock"}
+
+
+def test_of_several_that_want_it_at_once_one_makes_it(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: corpus(char_tokenizer(), TASK, tmp_path), range(4)))
+    assert made == [made[0]] * 4
+    assert made[0].facts["runs"] == 1
+
+
+def test_a_process_that_keeps_the_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.corpus, "WAIT_S", 0.3)
+    folder = corpus_dir(char_tokenizer(), TASK, tmp_path)
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with (
+        locked(folder.with_name(f".{folder.name}.lock"), 0),
+        pytest.raises(TimeoutError, match=rf"held for 0 s \({holder}\)"),
+    ):
+        corpus(char_tokenizer(), TASK, tmp_path)
+
+
+def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver, then each trial as in a process of its own; what they say in their records is one corpus."""
+    backbone = tmp_path / "model"
+    char_tokenizer().save_pretrained(backbone)
+    fields = {
+        "backbone": {"path": str(backbone), "fingerprint": "f"}, "task": TASK.model_dump(), "evaluation": {},
+        "train": {"lr": 1e-3, "steps": 10},
+    }  # fmt: skip
+    trials = [
+        TrialSpec.model_validate(fields | {"objective": {"name": name}, "seed": seed, "execution": execution})
+        for name in ("nll", "one-minus-p", "adaptive", "asft")
+        for seed, execution in enumerate(({}, {"workers": 2}, {"packing": True}))
+    ]
+    real, calls = jobs.corpus.tokenise, []
+
+    def counted(tokenizer: Any, examples: Any) -> Any:
+        calls.append(len(examples))
+        return real(tokenizer, examples)
+
+    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    prepare(trials, tmp_path)
+    records = []
+    for trial in trials:
+        _prepared.cache_clear()
+        records.append(
+            _prepared(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, tmp_path).facts
+        )
+    assert len({trial.key for trial in trials}) == 12
+    assert calls == [500, 40]
+    assert records == [records[0]] * 12
+    assert records[0]["runs"] == 1
 
 
 def test_longer_examples_are_cut_dropped_or_refused_and_counted(tmp_path: Path) -> None:
