@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,10 @@ CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokeni
 CPU_FLOPS = 15e9  # a core, fp32, sustained in small GEMMs
 GPU_FLOPS = 200e12  # a GPU, bf16, sustained
 STEP_S = 0.02  # engine and Python, a step
+DECODE_S = (
+    1e-3  # transformers' generate on a GPU, a layer and token, however many sequences: 25 to 35 ms with 28 layers
+)
+DECODE_CPU_S = 2e-4  # and on a CPU, where the arithmetic soon takes longer
 BENCHMARK_PROBLEMS = 400  # of a benchmark whose size nobody has stated
 GIB = 1 << 30
 RECORD_BYTES = 1 << 20  # a trial's rows, its runs in MLflow, its part of the report
@@ -67,7 +72,11 @@ def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     evaluated = problems * (trial.evaluation.samples + 1) * (length + trial.evaluation.max_new_tokens)
     times = 1 if trial.evaluation.every is None else max(1, steps // trial.evaluation.every)
     again = 8 if execution.gradient_checkpointing else 6  # a second forward pass
-    seconds = (again * shape.params * tokens + 2 * shape.params * evaluated * times) / speed + steps * STEP_S
+    # greedily and sampled, batch by batch, and every answer as long as it may be
+    batches = math.ceil(problems / trial.evaluation.batch_size / execution.workers)
+    decoding = 2 * batches * trial.evaluation.max_new_tokens * shape.layers * (DECODE_S if gpus else DECODE_CPU_S)
+    answering = times * max(2 * shape.params * evaluated / speed, decoding)
+    seconds = again * shape.params * tokens / speed + answering + steps * STEP_S
     return Estimate(steps, tokens, memory, seconds, "formula")
 
 

@@ -186,3 +186,16 @@ def test_what_does_not_even_load_says_so() -> None:
     reason = too_large(trial({"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution=limit), Path())
     assert reason is not None
     assert "its weights are loaded in fp32 by every worker" in reason
+
+
+def test_answering_in_small_batches_takes_longer() -> None:
+    spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16")
+    seconds = []
+    for batch_size in (1, 16, 4096):
+        evaluation = EvalSpec.model_validate({"samples": 16, "max_new_tokens": 1024, "batch_size": batch_size})
+        cost = estimate(spec.model_copy(update={"evaluation": evaluation}), Path(), None)
+        assert cost.seconds is not None
+        seconds.append(cost.seconds)
+    problems = sum(benchmark.examples or 0 for benchmark in spec.task.benchmarks)
+    assert seconds[0] - seconds[2] > 0.9 * problems / 2 * 2 * 1024 * 28e-3  # two workers, greedy and sampled, 28 layers
+    assert seconds[0] > 4 * seconds[1] > 4 * seconds[2]
