@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,9 +26,16 @@ CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokeni
 CPU_FLOPS = 15e9  # a core, fp32, sustained in small GEMMs
 GPU_FLOPS = 200e12  # a GPU, bf16, sustained
 STEP_S = 0.02  # engine and Python, a step
+DECODE_S = (
+    1e-3  # transformers' generate on a GPU, a layer and token, however many sequences: 25 to 35 ms with 28 layers
+)
+DECODE_CPU_S = 2e-4  # and on a CPU, where the arithmetic soon takes longer
 BENCHMARK_PROBLEMS = 400  # of a benchmark whose size nobody has stated
 GIB = 1 << 30
 RECORD_BYTES = 1 << 20  # a trial's rows, its runs in MLflow, its part of the report
+BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in elements: allocated whole on a GPU
+LIVE = 1_000_000_000  # its stage3_max_live_parameters: gathered at once
+CONTEXT = 1 << 30  # CUDA and NCCL themselves, about
 LOGITS_BYTES = 256 << 20  # jobs/fused.py's CHUNK_BYTES, which cannot be imported without torch
 
 
@@ -64,41 +72,57 @@ def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     evaluated = problems * (trial.evaluation.samples + 1) * (length + trial.evaluation.max_new_tokens)
     times = 1 if trial.evaluation.every is None else max(1, steps // trial.evaluation.every)
     again = 8 if execution.gradient_checkpointing else 6  # a second forward pass
-    seconds = (again * shape.params * tokens + 2 * shape.params * evaluated * times) / speed + steps * STEP_S
+    # greedily and sampled, batch by batch, and every answer as long as it may be
+    batches = math.ceil(problems / trial.evaluation.batch_size / execution.workers)
+    decoding = 2 * batches * trial.evaluation.max_new_tokens * shape.layers * (DECODE_S if gpus else DECODE_CPU_S)
+    answering = times * max(2 * shape.params * evaluated / speed, decoding)
+    seconds = again * shape.params * tokens / speed + answering + steps * STEP_S
     return Estimate(steps, tokens, memory, seconds, "formula")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker's device: weights, gradients, optimiser state, activations of a micro-batch, head's chunk."""
+    """Bytes of one worker's device. What is trained on and what is answered with come one after the other.
+
+    buffers: DeepSpeed's own; answers: keys and values of the sequences that are generated at once; context: CUDA's
+    loading: all weights in fp32, before the engine shards or casts them
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     head: float
+    buffers: float
+    answers: float
+    context: float
+    loading: float
 
     @property
     def total(self) -> int:
-        return round(self.weights + self.gradients + self.optimizer + self.activations + self.head)
+        stays = self.weights + self.gradients + self.optimizer + self.context
+        peak = stays + max(self.activations + self.head + self.buffers, self.answers)
+        return round(max(peak, self.loading + self.context))
 
 
-def memory_of(trial: TrialSpec, shape: Shape, length: float) -> Memory:
+def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | None = None) -> Memory:
     """What a worker holds at its peak, by ZeRO's account (arXiv 1910.02054, section 3): what is sharded is divided.
 
+    length: tokens of the sequences that are trained on; prompt: of what is answered in evaluation, else the same
+
     fp32: 4 bytes of weight and gradient, 8 of AdamW. bf16: 2 and 2, and 12 of AdamW with its fp32 master copy. Only
-    what is trained has gradients and state. A frozen reference is the weights once more. Activations: some 34 bytes a
-    token, layer and hidden unit in 16 bits (arXiv 2205.05198, Eq. 2, without attention scores, which sdpa never
-    keeps), twice that in fp32; with checkpointing 2 (4) a layer, and one layer in full. What is offloaded lies in host
-    memory.
+    what is trained has gradients and state. A frozen reference is the weights once more. What is offloaded lies in host
+    memory. An untrained backbone is measured in fp32 and whole, whatever the training settings.
     """
     train, execution, stage = trial.train, trial.execution, zero_stage(trial)
+    if trial.objective is None:
+        train, stage = train.model_copy(update={"precision": "fp32"}), 0
     low = train.precision == "bf16"
     word, state = (2, 12) if low else (4, 8)
     if not low and stage > 0:
         state += 4  # ZeRO's flat fp32 copy
     shards = execution.workers
-    trained = shape.params if trial.backbone.lora is None else shape.adapters(trial.backbone.lora.rank)
+    trained = shape.params if trial.backbone.lora is None else shape.adapters(trial.backbone.lora)
     total = shape.params + (trained if trial.backbone.lora is not None else 0)
     if trial.objective is None:
         trained = 0
@@ -109,15 +133,40 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float) -> Memory:
         optimizer = 0.0
     if execution.offload == "parameters":
         weights = 2.0 * word * (shape.params / shape.layers + shape.vocab * shape.hidden)  # one layer, the next, a head
+    on_gpu = execution.gpus_per_worker > 0
+    live = word * min(shape.params, LIVE) if stage == 3 and execution.workers > 1 else 0
+    buffers = live + (word * (BUCKET if on_gpu else min(BUCKET, trained)) if stage > 0 else 0)
     rows = micro_batch_size(trial) * length
-    each = 34 * (word / 2) * rows * shape.hidden
-    kept = shape.layers * each
-    if execution.gradient_checkpointing:
-        kept = word * rows * shape.hidden * shape.layers + each
-    if trial.objective is None:
-        kept = each
     head = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden * (trial.backbone.lora is None)
-    return Memory(weights, gradients, optimizer, kept, head)
+    at_once = trial.evaluation.batch_size * trial.evaluation.samples
+    answer = (length if prompt is None else prompt) + trial.evaluation.max_new_tokens
+    return Memory(
+        weights, gradients, optimizer,
+        activations=0.0 if trial.objective is None else _activations(shape, word, length, trial),
+        head=0.0 if trial.objective is None else head,
+        buffers=buffers,
+        answers=live + at_once * answer * 2 * word * shape.keys * shape.layers,
+        context=CONTEXT if on_gpu else 0.0,
+        loading=4.0 * shape.params * (2 if _needs_reference(trial) else 1),
+    )  # fmt: skip
+
+
+def _activations(shape: Shape, word: int, length: float, trial: TrialSpec) -> float:
+    """What the micro-batch's forward pass saves for its backward pass (after arXiv 2205.05198).
+
+    A layer of a Llama in transformers saves, a token: 6 hidden, 2 keys and 4 inner in the weights' precision; in fp32
+    two norms' inputs and scales, and a log-sum-exp a head (counted tensor by tensor in tests/unit/test_estimate.py).
+    Eager attention keeps its scores and, of grouped keys, copies, instead of the log-sum-exp. With checkpointing: each
+    layer's input, and one layer in full.
+    """
+    layer = word * (6 * shape.hidden + 2 * shape.keys + 4 * shape.inner) + 4 * (2 * shape.hidden + shape.heads + 2)
+    if trial.execution.attention == "eager":
+        scores = (4 if word == 4 else 6) * shape.heads * round(length)
+        layer += scores + 2 * word * (shape.hidden - shape.keys) - 4 * shape.heads
+    kept = shape.layers * layer
+    if trial.execution.gradient_checkpointing:
+        kept = shape.layers * word * shape.hidden + layer
+    return micro_batch_size(trial) * length * kept
 
 
 def _needs_reference(trial: TrialSpec) -> bool:
@@ -128,19 +177,37 @@ def too_large(trial: TrialSpec, root: Path) -> str | None:
     """Why a trial cannot fit in execution.memory_gb, and what would; None where it fits or nobody knows."""
     limit = trial.execution.memory_gb
     shape = model_shape(trial.backbone, root)
-    if limit is None or shape is None or trial.objective is None:
+    if limit is None or shape is None:
         return None
-    # the longest example decides, not the mean one
-    length = trial.train.max_length
-    needed = memory_of(trial, shape, length)
+    # the longest example decides what training takes, and the mean one what answers do
+    length, prompt = trial.train.max_length, _mean_tokens(trial)
+    needed = memory_of(trial, shape, length, prompt)
     if needed.total <= limit * GIB:
         return None
-    fits = [name for name, way in _smaller(trial) if memory_of(way, shape, length).total <= limit * GIB]
-    largest = max(("weights", "gradients", "optimizer", "activations", "head"), key=lambda part: getattr(needed, part))
+    fits: dict[str, str] = {}  # of each setting the mildest value
+    for name, way in _smaller(trial):
+        if memory_of(way, shape, length, prompt).total <= limit * GIB:
+            fits.setdefault(name.split(":")[0], name)
+    parts = ("weights", "gradients", "optimizer", "activations", "head", "buffers", "answers", "loading")
+    largest = max(parts, key=lambda part: getattr(needed, part))
     who = trial.backbone.name + (" with a frozen copy of itself" if _needs_reference(trial) else "")
-    what = f"fits with {'; or with '.join(fits)}" if fits else "nothing short of more workers or a smaller one fits"
+    who += ", measured before training," if trial.objective is None else ""
+    what = (
+        f"fits with {'; or with '.join(fits.values())}"
+        if fits
+        else "nothing short of more workers or a smaller one fits"
+    )
+    if needed.loading > limit * GIB:
+        what = "its weights are loaded in fp32 by every worker, which no setting changes: take a smaller one"
     needs = f"{needed.total / GIB:.0f} GiB a worker (mostly {largest})"
     return f"{who} needs about {needs}, execution.memory_gb is {limit:g}; {what}"
+
+
+def _mean_tokens(trial: TrialSpec) -> float | None:
+    try:
+        return min(_task_size(trial.task, trial.backbone.builtin is not None)[1], trial.train.max_length)
+    except TaskError:
+        return None
 
 
 def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
@@ -154,6 +221,13 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
             }
         )
 
+    batch = trial.evaluation.batch_size
+    while batch > 1:
+        batch //= 4
+        fewer = trial.evaluation.model_copy(update={"batch_size": max(1, batch)})
+        yield f"evaluation.batch_size: {max(1, batch)}", trial.model_copy(update={"evaluation": fewer})
+    if trial.objective is None:
+        return
     micro = micro_batch_size(trial)
     if micro > 1:
         yield "train.micro_batch_size: 1", changed({"micro_batch_size": 1}, {})
@@ -242,17 +316,24 @@ def _checkpoint_bytes(trial: TrialSpec) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder. linear_widths: inputs and outputs of all linear layers of a block, added up."""
+    """Of a decoder. keys: width of the keys of all groups together; inner: of the gated MLP."""
 
     params: int
     hidden: int
     layers: int
     vocab: int
-    linear_widths: int = 0
+    heads: int
+    keys: int
+    inner: int
 
-    def adapters(self, rank: int) -> int:
-        """Parameters of LoRA on every linear layer of every block."""
-        return rank * self.linear_widths * self.layers
+    def adapters(self, lora: LoraSpec) -> int:
+        """Parameters of LoRA: rank x (inputs + outputs) of every linear layer that is named, of every block."""
+        h, k, f = self.hidden, self.keys, self.inner
+        widths = {
+            "q_proj": 2 * h, "k_proj": h + k, "v_proj": h + k, "o_proj": 2 * h,
+            "gate_proj": h + f, "up_proj": h + f, "down_proj": h + f,
+        }  # fmt: skip
+        return lora.rank * self.layers * sum(w for name, w in widths.items() if name in (lora.targets or widths))
 
 
 @lru_cache(maxsize=256)
@@ -274,23 +355,23 @@ def model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
             size = gguf_file(backbone).stat().st_size
         except BackboneError:
             return None
-        return Shape(round(size / 0.7), 1024, 24, 50_000)  # until it is unpacked: about 5.6 bits a weight
+        # until it is unpacked: about 5.6 bits a weight
+        return Shape(round(size / 0.7), 1024, 24, 50_000, heads=16, keys=1024, inner=4096)
     return shape_of_config(dict(backbone.shape)) if backbone.shape else None
 
 
 def shape_of_config(config: dict[str, Any]) -> Shape | None:
-    """A decoder of the Llama kind: attention with grouped keys, gated MLP."""
+    """A decoder of the Llama kind: attention with grouped keys, gated MLP, two norms; biases (of Qwen) are left out."""
     try:
         hidden, layers, vocab = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
         inner = config["intermediate_size"]
     except KeyError:
         return None
-    groups = config.get("num_key_value_heads") or config.get("num_attention_heads", 1)
-    keys = hidden * groups // config.get("num_attention_heads", 1)
-    block = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    heads = config.get("num_attention_heads", 1)
+    keys = hidden * (config.get("num_key_value_heads") or heads) // heads
+    block = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    widths = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
-    return Shape(layers * block + embeddings, hidden, layers, vocab, widths)
+    return Shape(layers * block + embeddings + hidden, hidden, layers, vocab, heads, keys, inner)
 
 
 @lru_cache(maxsize=64)

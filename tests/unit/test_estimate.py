@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.presets import presets
-from jobs.spec import BackboneSpec, TrialSpec
+from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
 from sweeper.estimate import GIB, Memory, estimate, memory_of, model_shape, too_large
 
 PUBLISHED = {  # billions of parameters, from the model cards
@@ -112,5 +112,90 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     assert too_large(trial({"preset": "Qwen2.5-7B"}), Path()) is None
     hopeless = too_large(trial({"preset": "Qwen2.5-72B"}, precision="bf16", execution={"memory_gb": 1}), Path())
     assert hopeless is not None
-    assert "nothing short of more workers or a smaller one fits" in hopeless
+    assert "take a smaller one" in hopeless
     assert memory(trial({"preset": "Qwen2.5-1.5B"})).total > GIB
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(64, 128, 4, 4), (64, 256, 4, 2), (128, 128, 4, 1)])
+def test_activations_are_the_tensors_that_a_forward_pass_saves(
+    shape: tuple[int, int, int, int], precision: str, attention: str
+) -> None:
+    """Of two layers more: what stands before and after all layers is the same for both models."""
+    fields = dict(
+        zip(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), shape, strict=True)
+    )
+    found = []
+    for layers in (2, 4):
+        spec = trial(
+            {"path": "/nowhere", "shape": {**fields, "num_hidden_layers": layers, "vocab_size": 32}},
+            precision=precision, batch_size=2, micro_batch_size=2, max_length=32, zero_stage=0,
+            execution={"workers": 1, "gpus_per_worker": 0, "attention": attention},
+        )  # fmt: skip
+        found.append((memory(spec, 32).activations, saved_bytes({**fields, "num_hidden_layers": layers}, spec)))
+    (small, real_small), (large, real_large) = found
+    assert large - small == pytest.approx(real_large - real_small, rel=0.02)
+
+
+def saved_bytes(fields: dict[str, int], spec: TrialSpec) -> int:
+    """Storages that the backward pass of [2, 32] tokens would need, the model's own parameters left out."""
+    import torch
+
+    from jobs.hf import import_transformers
+
+    hf = import_transformers()
+    config = hf.LlamaConfig(**fields, vocab_size=32, attn_implementation=spec.execution.attention)
+    model = hf.LlamaModel(config).to(torch.float32 if spec.train.precision == "fp32" else torch.bfloat16)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(input_ids=torch.ones((2, 32), dtype=torch.long))
+    assert output is not None
+    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own)
+
+
+def test_answers_take_what_their_keys_and_values_take() -> None:
+    evaluation = {"samples": 16, "max_new_tokens": 4096, "batch_size": 64}
+    limit = {"memory_gb": 140, "gradient_checkpointing": True}
+    spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16", zero_stage=2, execution=limit)
+    spec = spec.model_copy(update={"evaluation": EvalSpec.model_validate(evaluation)})
+    a_token = 2 * 2 * (4 * 128) * 28  # keys and values, bf16, four groups of 128, 28 layers
+    assert memory(spec, 512).answers == 64 * 16 * (512 + 4096) * a_token
+    reason = too_large(spec, Path())
+    assert reason is not None
+    assert "(mostly answers)" in reason
+    assert "fits with evaluation.batch_size: " in reason
+
+
+def test_an_untrained_backbone_is_whole_and_in_fp32() -> None:
+    spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16", zero_stage=3).model_copy(update={"objective": None})
+    found = memory(spec)
+    n = PUBLISHED["Qwen2.5-7B"] * 1e9
+    assert found.weights == pytest.approx(4 * n, rel=0.01)
+    assert found.gradients == found.optimizer == found.activations == 0
+
+
+def test_what_does_not_even_load_says_so() -> None:
+    limit = {"memory_gb": 140, "workers": 16}
+    reason = too_large(trial({"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution=limit), Path())
+    assert reason is not None
+    assert "its weights are loaded in fp32 by every worker" in reason
+
+
+def test_answering_in_small_batches_takes_longer() -> None:
+    spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16")
+    seconds = []
+    for batch_size in (1, 16, 4096):
+        evaluation = EvalSpec.model_validate({"samples": 16, "max_new_tokens": 1024, "batch_size": batch_size})
+        cost = estimate(spec.model_copy(update={"evaluation": evaluation}), Path(), None)
+        assert cost.seconds is not None
+        seconds.append(cost.seconds)
+    problems = sum(benchmark.examples or 0 for benchmark in spec.task.benchmarks)
+    assert seconds[0] - seconds[2] > 0.9 * problems / 2 * 2 * 1024 * 28e-3  # two workers, greedy and sampled, 28 layers
+    assert seconds[0] > 4 * seconds[1] > 4 * seconds[2]
