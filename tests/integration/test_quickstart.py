@@ -11,6 +11,10 @@ def test_the_crossing_is_plain(tmp_path: Path) -> None:
     done = sweeper("run", ROOT / "examples" / "quickstart.yaml", storage=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads((tmp_path / "sweeps" / "quickstart" / "report" / "report.json").read_text())
+    assert [(d["task"], d["runs"]) for d in report["data"]] == [
+        ("addition-noise0.3", 1),
+        ("cipher", 1),
+    ]  # for 60 trials
     rows = {(r["task"], r["backbone"], r["objective"]): r for r in report["leaderboard"]}
 
     def interval(task: str, backbone: str, objective: str) -> tuple[float, float]:
