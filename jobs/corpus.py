@@ -84,6 +84,15 @@ class Corpus:
             warnings.warn(f"{int(over.sum())} of {len(over)} examples are cut to {max_length} tokens", stacklevel=2)
         return Rows(ids, sizes, np.arange(len(sizes)), max_length, cut=int(over.sum()), dropped=0)
 
+    def heldout_rows(self, max_length: int, overlong: str) -> Rows:
+        """As training's, but what training refuses is cut: it was never to be learnt."""
+        return self.rows("heldout", max_length, "drop" if overlong == "drop" else "cut")
+
+    def heldout_problems(self) -> tuple[list[list[int]], list[Example]]:
+        """Whole prompts' ids, and examples: max_length is a limit of training, not of what is asked."""
+        rows = self.rows("heldout", self.facts["heldout"]["longest"])
+        return [row.ids[: row.prompt_length] for row in rows], self.heldout()
+
     def heldout(self) -> list[Example]:
         return [_example(json.loads(line)) for line in self._lines("heldout.jsonl")]
 

@@ -59,10 +59,8 @@ class Prepared:
 def _prepared(backbone: BackboneSpec, task: TaskSpec, max_length: int, overlong: str, root: Path) -> Prepared:
     """Mapped once per process: the next trial on the same backbone and task finds it here."""
     made = corpus(load_tokenizer(backbone, root), task, root)
-    train, heldout = made.rows("train", max_length, overlong), made.rows("heldout", max_length)
-    problems = made.benchmarks()
-    if not problems:
-        problems = {"heldout": ([row.ids[: row.prompt_length] for row in heldout], made.heldout())}
+    train, heldout = made.rows("train", max_length, overlong), made.heldout_rows(max_length, overlong)
+    problems = made.benchmarks() or {"heldout": made.heldout_problems()}
     return Prepared(train, heldout, problems, made.facts | {"digest": made.folder.name})
 
 
@@ -230,7 +228,11 @@ def _yardsticks(
             for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
         }
         row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
-    cut = {"data/train_cut": prepared.train.cut, "data/train_dropped": prepared.train.dropped}
+    cut = {
+        f"data/{kind}_{what}": getattr(rows, what)
+        for kind, rows in (("train", prepared.train), ("heldout", prepared.heldout))
+        for what in ("cut", "dropped")
+    }
     return row | cut | {"data/train_noisy": prepared.facts["noisy"]}
 
 

@@ -88,7 +88,7 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
         for backbone, task, max_length, overlong in cuts:
             made[backbone, task].rows("train", max_length, overlong)
-            made[backbone, task].rows("heldout", max_length)
+            made[backbone, task].heldout_rows(max_length, overlong)
 
 
 def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None) -> None:

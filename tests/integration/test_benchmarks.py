@@ -35,3 +35,22 @@ def test_objective_cost_measures_every_objective_and_its_rivals() -> None:
 def test_train_step_measures_ours_beside_the_trainer() -> None:
     result = run("train_step.py", "--layers", "1", "--batch", "1", "--length", "16", "--steps", "3", "--rounds", "1")
     assert {"ours nll", "ours dft", "Trainer nll"} <= result["rows"].keys()
+
+
+def jsonl(folder: Path) -> str:
+    file = folder / "d.jsonl"
+    rows = [{"question": f"{i} and {i}?", "answer": "so " * (1 + 37 * i % 200) + str(2 * i)} for i in range(400)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_tokenise_makes_one_corpus_for_all_trials(tmp_path: Path) -> None:
+    result = run("tokenise.py", jsonl(tmp_path), "--trials", "3")
+    assert (result["tokenised"], result["trials"]) == (1, 3)
+    assert result["corpus"]["later_median_s"] < result["each"]["later_median_s"]
+
+
+def test_packing_lays_fewer_rows_with_less_padding(tmp_path: Path) -> None:
+    size = ("--examples", "128", "--width", "64", "--layers", "1", "--rounds", "1")
+    rows = run("packing.py", jsonl(tmp_path), *size)["rows"]
+    assert all(row["padding_packed"] < row["padding_padded"] and row["rows"] < 1 for row in rows.values())

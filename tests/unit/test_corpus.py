@@ -152,6 +152,17 @@ def test_longer_examples_are_cut_dropped_or_refused_and_counted(tmp_path: Path) 
         made.rows("train", 2, "drop")
 
 
+def test_dropping_leaves_heldout_examples_out_too_and_asks_their_prompts_whole(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "response": "1"}) + "\n" for p in ("12+34=", "r1=", "r2=")))
+    made = corpus(char_tokenizer(), TaskSpec(path=str(file), heldout_path=str(file)), tmp_path)
+    assert (len(made.heldout_rows(6, "drop")), made.heldout_rows(6, "drop").dropped) == (2, 1)
+    with pytest.warns(UserWarning, match="1 of 3 examples are cut to 7 tokens"):
+        assert made.heldout_rows(7, "refuse").cut == 1
+    prompts, examples = made.heldout_problems()
+    assert [char_tokenizer().decode(ids) for ids in prompts] == [e.prompt for e in examples] == ["12+34=", "r1=", "r2="]
+
+
 WORDS = [f"w{i}" for i in range(40)]
 
 
