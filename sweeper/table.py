@@ -87,11 +87,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         )
     if hours := facts["gpu_hours"]:
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
-        print(
-            print(
-                f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; answers of full length, by transformers)"
-            )
-        )
+        print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s, answers of full length)")
     for note in facts["notes"]:
         print(f"note: {note}")
 
