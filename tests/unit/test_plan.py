@@ -11,7 +11,7 @@ from sweeper.cli import main
 from sweeper.plan import Plan, make_plan
 from sweeper.spec import SpecError, load_sweep, parse_sweep
 from sweeper.store import Store
-from sweeper.table import plan_facts
+from sweeper.table import plan_facts, print_plan
 
 ROOT = Path(__file__).parents[2]
 BASE = """
@@ -160,12 +160,19 @@ PAPER = sorted((ROOT / "examples" / "paper").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
-def test_every_paper_sweep_plans_with_its_cost_and_has_a_miniature(path: Path, tmp_path: Path) -> None:
+def test_every_paper_sweep_plans_with_its_cost_and_has_a_miniature(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = plan_facts(make_plan(load_sweep(path), path.parent), Store(tmp_path))
     assert facts["gpu_hours"] > 0
+    print_plan(facts)
+    printed = capsys.readouterr().out
+    assert "GPU-hours: " in printed
+    assert "None" not in printed
     assert all(t["steps"] for t in facts["trials"] if t["objective"] != "backbone")
     mini = make_plan(load_sweep(path, "mini"), path.parent, require_files=True)
     assert mini.spec.settings.name == f"paper-{path.stem}-mini"
+    assert all(t.execution.workers * t.execution.cpus_per_worker <= 2 for t in mini.trials)  # a small laptop has two
     small = plan_facts(mini, Store(tmp_path))
     assert small["gpu_hours"] == 0
     assert sum(t["seconds"] for t in small["trials"]) < 600
