@@ -30,6 +30,7 @@ DECODE_S = (
     1e-3  # transformers' generate on a GPU, a layer and token, however many sequences: 25 to 35 ms with 28 layers
 )
 DECODE_CPU_S = 2e-4  # and on a CPU, where the arithmetic soon takes longer
+SAMPLED = 32  # items of a generator, for the length of its examples
 BENCHMARK_PROBLEMS = 400  # of a benchmark whose size nobody has stated
 GIB = 1 << 30
 RECORD_BYTES = 1 << 20  # a trial's rows, its runs in MLflow, its part of the report
@@ -381,7 +382,12 @@ def _task_size(task: TaskSpec, characters: bool) -> tuple[int, float]:
         return min(task.expected.examples, task.train_examples or task.expected.examples), float(task.expected.tokens)
     if task.hub or any(part.hub for part in task.parts):
         raise TaskError(f"task '{task.name}': nobody asks the hub for a plan; give it `expected`")
-    examples = load_task(task).train
+    drawn = task
+    if task.generator is not None:  # item i is a function of i: a few of them tell the length
+        few = task.generator.model_copy(update={"size": min(SAMPLED, task.generator.size), "heldout_size": 1})
+        drawn = task.model_copy(update={"generator": few, "train_examples": None, "noise": 0.0, "benchmarks": ()})
+    examples = load_task(drawn).train
+    count = len(examples) if task.generator is None else min(task.generator.size, task.train_examples or 10**9)
     some = examples[:512]
     chars = sum(len(e.prompt) + len(e.response) + sum(len(c) for _, c in e.messages) for e in some) / len(some)
-    return len(examples), chars / (1.0 if characters else CHARS_PER_TOKEN) + 1
+    return count, chars / (1.0 if characters else CHARS_PER_TOKEN) + 1

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+import jobs.sources
 from jobs.presets import presets
 from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
+from jobs.task_spec import GeneratorSpec, TaskSpec
 from sweeper.estimate import GIB, Memory, estimate, memory_of, model_shape, too_large
 
 PUBLISHED = {  # billions of parameters, from the model cards
@@ -199,3 +201,19 @@ def test_answering_in_small_batches_takes_longer() -> None:
     problems = sum(benchmark.examples or 0 for benchmark in spec.task.benchmarks)
     assert seconds[0] - seconds[2] > 0.9 * problems / 2 * 2 * 1024 * 28e-3  # two workers, greedy and sampled, 28 layers
     assert seconds[0] > 4 * seconds[1] > 4 * seconds[2]
+
+
+def test_a_generator_is_not_run_through_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("reasoning_gym")
+    made = []
+    real = jobs.sources.generated
+
+    def counted(generator: GeneratorSpec) -> list[dict[str, Any]]:
+        made.append(generator.size + generator.heldout_size)
+        return real(generator)
+
+    monkeypatch.setattr(jobs.sources, "generated", counted)
+    spec = trial({"preset": "Qwen2.5-1.5B"}, epochs=1, batch_size=100, micro_batch_size=1)
+    task = TaskSpec.model_validate({"generator": {"name": "spell_backward", "size": 5000}})
+    assert estimate(spec.model_copy(update={"task": task}), Path(), None).steps == 50
+    assert sum(made) <= 40
