@@ -139,7 +139,8 @@ def adapters(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_adapters_reach_the_reference_and_nothing_else_moves(backbones: Path, tmp_path: Path, workers: int) -> None:
     lora = {"rank": 4, "alpha": 8.0}
-    specs = {stage: changed(trial(stage, workers, {"name": "nll"}), "backbone", lora=lora) for stage in range(4)}
+    stages = range(4) if workers == 2 else (0, 3)
+    specs = {stage: changed(trial(stage, workers, {"name": "nll"}), "backbone", lora=lora) for stage in stages}
     jobs = [job(spec, tmp_path / f"lora-{stage}") for stage, spec in specs.items()]
     for stage in (0, 3):
         jobs.append(job(specs[stage], tmp_path / f"half-{stage}", stop_at=4))

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("file", "trials"), [("math", 8 + 2), ("openbookqa", 8 + 4), ("figfont", 4 + 2)])
+@pytest.mark.parametrize(("file", "trials"), [("medical", 4 + 2), ("openbookqa", 8 + 4), ("figfont", 4 + 2)])
 def test_a_miniature_runs_to_its_report(file: str, trials: int, backbones: Path, tmp_path: Path) -> None:
     storage = tmp_path / "s"
     storage.mkdir()
