@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.submit import Cluster, Job
 from jobs.spec import TrialSpec
+from jobs.task_spec import TaskSpec
 from sweeper.plan import Plan
 from sweeper.spec import SpecError
 
@@ -42,10 +43,9 @@ def check_paths(plan: Plan, roots: list[Path]) -> None:
         found = [
             trial.backbone.path,
             None if package else trial.backbone.gguf,
-            trial.task.path,
-            trial.task.heldout_path,
+            _local(trial.backbone.hub),
         ]
-        return [path for path in found if path]
+        return [path for path in [*found, *_task_paths(trial.task)] if path]
 
     wrong = {p for t in plan.trials for p in paths(t) if not any(Path(p).is_relative_to(root) for root in roots)}
     if wrong:
@@ -54,6 +54,18 @@ def check_paths(plan: Plan, roots: list[Path]) -> None:
             plan.spec.source,
             [f"{path} lies outside {allowed}, the cluster's data and storage" for path in sorted(wrong)],
         )
+
+
+def _task_paths(task: TaskSpec) -> list[str | None]:
+    """Of a task, the parts of its mixture and its benchmarks."""
+    own = [task.path, task.heldout_path, _local(task.hub)]
+    own += [path for part in task.parts for path in _task_paths(part)]
+    return own + [path for benchmark in task.benchmarks for path in (benchmark.path, _local(benchmark.hub))]
+
+
+def _local(hub: str | None) -> str | None:
+    """A hub id that is a path: the hub's loaders read folders, too. An id is 'name' or 'owner/name'."""
+    return hub if hub is not None and (hub.count("/") > 1 or hub.startswith(("/", ".", "~"))) else None
 
 
 def submit(cluster: Cluster, plan: Plan, arguments: list[str], env: dict[str, str], ship: bool) -> Job:

@@ -45,6 +45,30 @@ def test_a_spec_names_no_file_outside_the_roots(path: str, fine: bool) -> None:
             check_paths(plan, [Path("/data")])
 
 
+@pytest.mark.parametrize(
+    ("task", "fine"),
+    [
+        ("{hub: openai/gsm8k}", True),
+        ("{hub: /etc}", False),
+        ("{hub: ../../etc}", False),
+        ("{hub: a/b/c}", False),
+        ("{parts: [{path: a.jsonl}, {path: /etc/x.jsonl}]}", False),
+        ("{builtin: addition, benchmarks: [{path: /etc/x.jsonl}]}", False),
+        ("{builtin: addition, benchmarks: [{hub: /etc, name: e}]}", False),
+        ("{builtin: addition, benchmarks: [{path: p.jsonl}]}", True),
+    ],
+)
+def test_no_part_or_benchmark_names_one_either(task: str, fine: bool) -> None:
+    text = (SPEC % "x.jsonl").replace("{path: x.jsonl}", task)
+    assert task in text
+    plan = make_plan(parse_sweep(text, "far.yaml"), Path("/data"))
+    if fine:
+        check_paths(plan, [Path("/data")])
+    else:
+        with pytest.raises(SpecError, match="lies outside /data"):
+            check_paths(plan, [Path("/data")])
+
+
 def test_no_token_no_talk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
