@@ -76,7 +76,8 @@ class Tracking:
             self.client.update_run(self.parent, status="RUNNING")
             self.runs["sweep"] = self.client.get_run(self.parent)
         for key, trial in self.trials.items():
-            if key not in self.closed:
+            # what has failed or was stopped may be taken up again after it was closed
+            if self.closed.get(key, "") not in ("finished", status_of(self.store.trial(key).result())):
                 self._sync_trial(key, trial, over)
         if over:
             states = [status_of(self.store.trial(key).result()) for key in self.trials]
@@ -150,6 +151,8 @@ class Tracking:
                 self.client.set_tag(run_id, "objective.gate_at", str(result["gate_at"]))
             if result.get("error"):
                 self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
+            elif "error" in run.data.tags:
+                self.client.delete_tag(run_id, "error")  # of an attempt before this one
             self.client.set_terminated(run_id, wanted, end_time=_ms(result["time"]) if result else None)
             self.closed[key] = status
         elif rows and run.info.status != "RUNNING":
