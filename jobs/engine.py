@@ -101,10 +101,9 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
     deepspeed = import_deepspeed()
     wanted = dist.get_rank() == 0
     state = {}
-    adapted = any(not p.requires_grad for p in engine.module.backbone.parameters())
     for name, parameter in engine.module.backbone.named_parameters(remove_duplicate=False):
-        if adapted and not parameter.requires_grad:
-            continue  # frozen: the adapters are what was trained
+        if not parameter.requires_grad:
+            continue  # frozen beside adapters
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if wanted:
                 state[name] = parameter.detach().cpu().clone()
