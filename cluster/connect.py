@@ -16,6 +16,7 @@ from cluster.growth import possible_nodes
 RAY_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # of Ray Train's own doing; trials' metrics are ours
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, not only Tune
@@ -37,8 +38,8 @@ class ConnectError(ConnectionError):
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the block. Without an address an embedded one on loopback, ended with the block.
 
-    The embedded one has the dashboard on, since Ray's placement group cleaner asks it, and a token of its own,
-    handed down by environment, so that nothing is written to the home directory and no other user gets in.
+    The embedded one has no dashboard, which would cost five processes, and a token of its own, handed down by
+    environment, so that nothing is written to the home directory and no other user gets in.
     """
     for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)
@@ -55,8 +56,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
             ray.init(
                 address="local",  # else Ray joins what was last started on this machine, dead or alive
                 num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

@@ -6,6 +6,7 @@ trials/<key>/trial.json       the spec
              answers/<set>.jsonl.gz   what was answered at the newest evaluation, a problem a line
              failures.jsonl   one line an attempt that failed or whose worker died
              result.json      written whole, at the end: the trial is over
+             REVIVED          it was stopped and is wanted after all
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from jobs.files import write_text
 from jobs.spec import TrialSpec
 
-COMPLETE = "COMPLETE"
+COMPLETE, REVIVED = "COMPLETE", "REVIVED"
 KEEP_CHECKPOINTS = 1  # of a trial; for a moment the next one stands beside it
 Row = dict[str, float]
 
@@ -97,6 +98,15 @@ class TrialFolder:
     def reopen(self) -> None:
         """Take the last word back: a failed trial is tried again, from its newest checkpoint."""
         (self.path / "result.json").unlink(missing_ok=True)
+
+    def revive(self) -> None:
+        """Somebody wants this trial after all: it goes on from its newest checkpoint, and no scheduler stops it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / REVIVED).touch()
+        self.reopen()
+
+    def revived(self) -> bool:
+        return (self.path / REVIVED).exists()
 
     def failures(self) -> list[dict[str, Any]]:
         file = self.path / "failures.jsonl"

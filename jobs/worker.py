@@ -7,7 +7,6 @@ in a collective, so the whole group is replaced rather than mended.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import os
@@ -23,9 +22,12 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
+from ray.util import get_current_placement_group
 
 from jobs.engine import device
 from jobs.evaluate import Problem
+from jobs.memory import Floor
+from jobs.process_group import set_device
 from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.train import Row, Save, train
@@ -39,13 +41,18 @@ def serve(config: dict[str, Any]) -> None:
     words = _Words()
     threading.Thread(target=words.listen, args=(config["board"], config["lane"]), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
+    set_device()
     rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
+        ray.get(config["board"].up.remote(config["lane"], get_current_placement_group()))
+    floor = Floor()
     for index in itertools.count():
         job = ray.get(config["board"].next_job.remote(config["lane"], index))
         if job is None:
             return
         _Run(config["board"], Path(config["root"]), job, rank, words).run()
-        gc.collect()
+        if _on_any_rank(floor.left()):
+            return  # the lane is opened anew while trials are left
 
 
 class _Words:
@@ -69,10 +76,11 @@ class _Run:
         self.board, self.root, self.rank, self.words = board, root, rank, words
         self.key: str = job["key"]
         self.wait: bool = job["wait"]  # a scheduler wants to judge every evaluation before the trial goes on
+        self.hold_at: int | None = job["hold_at"]  # the step at which a race compares
         self.trial = TrialSpec.model_validate_json(job["spec"])
         self.folder = TrialFolder(root / "trials" / self.key)
         self.last: Row = {}
-        self.broken_off = False
+        self.broken_off = self.held = False
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
@@ -87,10 +95,13 @@ class _Run:
             return
         if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
             return  # its checkpoint is there; it goes on in another lane, or when the sweep is resumed
+        if self.held:
+            ray.get(self.board.say.remote(self.key, {"kind": "held", "row": self.last}))
+            return
         took = time.perf_counter() - started
         status = "finished" if complete else "stopped"
         resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
-        by = {"by": "hand"} if self.broken_off else {}
+        by = {} if complete else {"by": "hand" if self.broken_off else "scheduler"}
         self.folder.finish(
             status,
             train_s=took,
@@ -119,12 +130,15 @@ class _Run:
                 go_on = ray.get(self.board.ask.remote(self.key, {"kind": "row", "row": row}, self.wait))
             break_off = go_on and save is not None and self.key in self.words.interrupted
         go_on, break_off = _from_first_rank(go_on, break_off)
-        if break_off and save is not None:
-            self.broken_off = True
-            if not due:
-                self._checkpoint(int(row["step"]), save)
-            return False
-        return go_on
+        if save is None:
+            return go_on
+        self.broken_off = break_off
+        self.held = go_on and not break_off and self.hold_at is not None and row["step"] >= self.hold_at
+        if go_on and not break_off and not self.held:
+            return True
+        if not due:
+            self._checkpoint(int(row["step"]), save)
+        return False
 
     def keep_answers(self, name: str, problems: list[Problem]) -> None:
         """The newest answers to each set of problems, so that a score can be looked into."""
@@ -162,6 +176,15 @@ class _Run:
             found[0] = str(complete[-1])
         dist.broadcast_object_list(found, 0)
         return Path(found[0]) if found[0] else None
+
+
+def _on_any_rank(flag: bool) -> bool:
+    """Whether it is so on one of the ranks, the same answer on all."""
+    if dist.get_world_size() == 1:
+        return flag
+    shared = torch.tensor(flag, dtype=torch.int32, device=device())
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return bool(shared.item())
 
 
 def _from_first_rank(*flags: bool) -> list[bool]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
-ENDS = ("finished", "stopped", "failed")
+ENDS = ("finished", "stopped", "failed", "held")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Board:
     specs:  key -> TrialSpec as JSON
     shapes: key -> what the trial occupies; a lane serves trials of its own shape
     wait:   whether trials wait for a scheduler's word at every evaluation
+
+    A trial that is held at a step writes a checkpoint there and ends ('held') until it is posted again.
     """
 
     def __init__(self, specs: dict[str, str], shapes: dict[str, Any], wait: bool, jobs_per_lane: int | None) -> None:
@@ -42,8 +44,10 @@ class Board:
         self.over: set[str] = set()  # no longer wanted
         self.ended: set[str] = set()  # at their end, until they are posted again
         self.lane_shape: dict[str, Any] = {}
+        self.groups: dict[str, Any] = {}  # a lane's placement group
         self.words: dict[str, list[str | None]] = defaultdict(list)  # to a lane: break this trial off; None: exit
         self.dropped: set[str] = set()  # stopped by hand
+        self.hold_at: dict[str, int] = {}  # key -> step
         self.broken = ""  # why no trial can run any more
         self.ending = False
 
@@ -83,6 +87,14 @@ class Board:
         """A lane is being brought up."""
         self.lane_shape[lane] = shape
 
+    async def up(self, lane: str, group: Any) -> None:
+        """Its workers are there, in this placement group."""
+        self.groups[lane] = group
+
+    async def group_of(self, lane: str) -> Any:
+        """The placement group of a lane that came up, for whoever must remove it; else None."""
+        return self.groups.get(lane)
+
     async def next_job(self, lane: str, index: int) -> Message | None:
         """The lane's index-th trial, the same for all its ranks; None when it is to end."""
         self.lanes[lane]  # it is up
@@ -91,7 +103,8 @@ class Board:
         keys = self.lanes[lane]
         if index >= len(keys):
             return None
-        return {"key": keys[index], "spec": self.specs[keys[index]], "wait": self.wait}
+        key = keys[index]
+        return {"key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key)}
 
     def _give(self, lane: str, index: int) -> bool:
         keys = self.lanes[lane]
@@ -136,6 +149,13 @@ class Board:
         return key not in self.over
 
     # the driver's side
+
+    async def hold(self, steps: dict[str, int | None]) -> None:
+        """At which step each of these trials is held; None: at none."""
+        for key, step in steps.items():
+            self.hold_at.pop(key, None)
+            if step is not None:
+                self.hold_at[key] = step
 
     async def state(self) -> State:
         """Where the sweep stands, for whoever opens and closes lanes."""
@@ -182,6 +202,7 @@ class Board:
         """A lane is gone. Returns the key of the trial that it leaves unfinished, which hears of it."""
         keys = self.lanes.pop(lane, [])
         self.lane_shape.pop(lane, None)
+        self.groups.pop(lane, None)
         if error is None or not keys or keys[-1] in self.ended or keys[-1] in self.posted:
             return None
         await self.say(keys[-1], {"kind": "failed", "error": error, "died": died})

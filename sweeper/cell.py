@@ -24,11 +24,13 @@ class Cell(tune.Trainable):
         return True
 
     def _begin(self, key: str) -> None:
-        self.key, self.failures, self.over = key, 0, False
-        ray.get(self.board.post.remote(key))
+        self.key, self.failures, self.posted, self.over = key, 0, False, False
 
     def step(self) -> dict[str, Any]:
         """The next evaluation or the end; a trial whose worker died is posted again, from its checkpoint."""
+        if not self.posted:  # not when set up: Tune may set two cells up for a trial, and let only one of them step
+            self.posted = True
+            ray.get(self.board.post.remote(self.key))
         while True:
             message = ray.get(self.board.listen.remote(self.key))
             if message["kind"] == "failed" and message["died"] and self.failures < self.max_failures:
@@ -48,7 +50,7 @@ class Cell(tune.Trainable):
 
     def cleanup(self) -> None:
         """Tune stopped the trial before its end: the lane hears of it at its next evaluation."""
-        if not self.over:
+        if self.posted and not self.over:
             ray.get(self.board.cancel.remote(self.key))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

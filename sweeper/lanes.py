@@ -6,21 +6,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.util import placement_group_table
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util import placement_group_table, remove_placement_group
 
 from cluster.broker import HEARTBEAT_S, Share
 from cluster.connect import nodes
 from cluster.resources import Shape
+from jobs.process_group import LaneConfig
 from jobs.record import TrialFolder
-from jobs.worker import serve
 from sweeper.board import State
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
@@ -30,11 +29,23 @@ SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
 
 
-@dataclass
-class Running(Lane):
-    """A lane with its thread."""
+# Callbacks of Ray Train 2.60 that start a process a lane for what a lane does not have or we do ourselves:
+# shards of datasets; removing a dead controller's placement group, for which it asks the dashboard every second.
+UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
-    thread: threading.Thread = field(kw_only=True)
+
+def serve(config: dict[str, Any]) -> None:
+    """jobs.worker.serve, imported (with torch) by the workers alone."""
+    from jobs import worker
+
+    worker.serve(config)
+
+
+class LaneTrainer(DataParallelTrainer):
+    """Ray Train's data-parallel run without what a lane never uses."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
 
 
 class LanePool:
@@ -59,7 +70,8 @@ class LanePool:
         self.requests, self.say = requests, say
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
         self.closing = threading.Event()
-        self.lanes: dict[str, Running] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.threads: list[threading.Thread] = []
         self.number = self.fruitless = 0
         self.aborted = False
         self.manager = threading.Thread(target=self._manage, daemon=True)
@@ -96,10 +108,11 @@ class LanePool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _join(self, timeout_s: float) -> None:
+        """Of every lane's thread, ended ones too: what a thread still holds of Ray may not outlive Ray."""
         end = time.monotonic() + timeout_s
-        for lane in list(self.lanes.values()):
-            while lane.thread.is_alive() and time.monotonic() < end:
-                lane.thread.join(timeout=0.2)  # in pieces, so that a second Ctrl-C is heard
+        for thread in self.threads:
+            while thread.is_alive() and time.monotonic() < end:
+                thread.join(timeout=0.2)  # in pieces, so that a second Ctrl-C is heard
 
     def _manage(self) -> None:
         try:
@@ -146,7 +159,8 @@ class LanePool:
         self.number += 1
         ray.get(self.board.open.remote(name, shape))
         thread = threading.Thread(target=self._run, args=(name, shape), daemon=True)
-        self.lanes[name] = Running(name, shape, time.monotonic(), thread=thread)
+        self.lanes[name] = Lane(name, shape, time.monotonic())
+        self.threads.append(thread)
         thread.start()
 
     def _run(self, name: str, shape: Shape) -> None:
@@ -157,6 +171,8 @@ class LanePool:
             error, died = _reason(failure)
         except ray.exceptions.RayError as lost:  # its controller's host is gone, or cannot be reached
             error, died = str(lost), True
+            if (group := ray.get(self.board.group_of.remote(name))) is not None:
+                remove_placement_group(group)  # nobody else does, as long as this driver lives
         lane = self.lanes[name]
         key = ray.get(self.board.lane_ended.remote(name, error, died))
         if key is not None and not self.aborted:
@@ -166,8 +182,8 @@ class LanePool:
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
         del self.lanes[name]
 
-    def _trainer(self, name: str, shape: Shape) -> TorchTrainer:
-        return TorchTrainer(
+    def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
+        return LaneTrainer(
             serve,
             train_loop_config={"board": self.board, "lane": name, "root": str(self.root), "cpus": shape.cpus},
             scaling_config=ScalingConfig(
@@ -175,7 +191,7 @@ class LanePool:
                 use_gpu=shape.gpus > 0,
                 resources_per_worker=shape.each,
             ),
-            torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
+            backend_config=LaneConfig(),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(self.folder),

@@ -1,30 +1,43 @@
-"""Trials in plain processes, without Ray: python plain_worker.py JOBS.json RANK WORLD RENDEZVOUS.
+"""Trials in plain processes, without Ray: python plain_worker.py JOBS.json RANK WORLD RENDEZVOUS [--fresh].
 
-JOBS.json: {"root": storage, "jobs": [{"trial": TrialSpec, "out": folder, "stop_at": step, "resume": folder}, ...]}; the
-jobs run one after another in the same process, as in a lane. Each writes rows.json, facts.json and model/ into its
-folder.
+JOBS.json: {"root": storage, "jobs": [{"trial": TrialSpec, "out": folder, "stop_at": step, "raise_at": step,
+"resume": folder}, ...]}; the jobs run one after another in the same process, as in a lane, or with --fresh each in a
+process that has imported everything and run nothing. Each writes rows.json, facts.json, random.json (the state of the
+random generators after it) and model/ into its folder.
 """
 
+import hashlib
 import json
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch._dynamo  # the first optimiser step would import it
 import torch.distributed as dist
 
+from jobs.hf import import_transformers
+from jobs.memory import settle
 from jobs.record import Row
 from jobs.spec import TrialSpec
 from jobs.train import Save, train
 
 
-def run(job: dict[str, str], root: Path) -> None:
+class Raised(Exception):
+    """What a trial has failed with."""
+
+
+def run(job: dict[str, Any], root: Path) -> None:
     out, stop_at = Path(job["out"]), job.get("stop_at")
     rows: list[Row] = []
 
     def report(row: Row, save: Save | None, due: bool) -> bool:
         rows.append(row)
+        if row["step"] == job.get("raise_at"):
+            raise Raised
         if stop_at is not None and due:
             assert save is not None
             save(out / "checkpoint")
@@ -38,17 +51,49 @@ def run(job: dict[str, str], root: Path) -> None:
         (out / "rows.json").write_text(json.dumps(rows))
         (out / "facts.json").write_text(json.dumps(facts))
 
+        (out / "random.json").write_text(json.dumps(random_state()))
 
-def main() -> None:
-    jobs, rank, world, rendezvous = sys.argv[1:]
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world))
-    todo = json.loads(Path(jobs).read_text())
-    for job in todo["jobs"]:
+
+def random_state() -> list[str]:
+    """Digests of what every generator would draw next."""
+    states = (torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(np.random.get_state()))
+    return [hashlib.sha256(s if isinstance(s, bytes) else s.encode()).hexdigest() for s in states]
+
+
+def join(rank: int, world: int, rendezvous: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+
+
+def serve(jobs: list[dict[str, Any]], root: Path) -> None:
+    for job in jobs:
         Path(job["out"]).mkdir(parents=True, exist_ok=True)
         dist.barrier()
-        run(job, Path(todo["root"]))
+        try:
+            run(job, root)
+        except Raised:
+            continue
+        finally:
+            settle()
+
+
+def main() -> None:
+    path, rank, world, rendezvous, *fresh = sys.argv[1:]
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    todo = json.loads(Path(path).read_text())
+    root = Path(todo["root"])
+    if not fresh:
+        join(int(rank), int(world), rendezvous)
+        serve(todo["jobs"], root)
+        return
+    import_transformers().LlamaForCausalLM  # noqa: B018 its import, once
+    for number, job in enumerate(todo["jobs"]):
+        if (child := os.fork()) == 0:
+            join(int(rank), int(world), f"{rendezvous}-{number}")
+            serve([job], root)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"job {number} failed")
 
 
 main()

@@ -1,0 +1,85 @@
+"""The process group of a lane, as a backend of Ray Train.
+
+Ray's own (TorchConfig) imports torch into every driver and every lane's controller, where nothing is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+
+LEAVE_S = 30.0  # for a group whose peer may be dead already
+
+
+class _LaneBackend(Backend):
+    """One process group for all trials of a lane: NCCL where it has GPUs, else gloo."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        address, port = worker_group.execute_single(0, _free_address)
+        ray.get(worker_group.execute_async(_join, address, port))
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they are ended next, left or not
+            ray.get(worker_group.execute_async(_leave), timeout=LEAVE_S)
+
+
+@dataclass
+class LaneConfig(BackendConfig):
+    """Names the backend to Ray Train."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _LaneBackend
+
+
+def _free_address() -> tuple[str, int]:
+    """Where rank 0 is to be met."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+
+def _join(address: str, port: int) -> None:
+    """In each worker, before it serves."""
+    import torch
+    import torch.distributed as dist
+
+    context = ray.train.get_context()
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        RANK=str(context.get_world_rank()),
+        WORLD_SIZE=str(context.get_world_size()),
+        LOCAL_RANK=str(context.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
+        NODE_RANK=str(context.get_node_rank()),
+    )
+    set_device()
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+
+
+def set_device() -> None:
+    """Make this thread compute on the GPU that the worker was given; without one, nothing."""
+    import torch
+
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
