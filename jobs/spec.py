@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -198,6 +199,10 @@ class ObjectiveSpec(Strict):
 
     def canonical(self) -> ObjectiveSpec:
         """The simplest spec that trains identically."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> ObjectiveSpec:
         name, arguments = canonical(self.name, self.arguments())
         gate = None if self.gate is None or self.gate.keeps_all else self.gate
         if name == "profit" and gate is None:
@@ -295,6 +300,9 @@ class EvalSpec(Strict):
     """The yardsticks: measured the same way for every objective."""
 
     every: Positive | None = Field(None, description="steps between evaluations; without it, once at the end")
+    every_problems: Positive | None = Field(
+        None, description="held-out problems, of each benchmark, at these; without it all, as at the end"
+    )
     samples: Positive = Field(4, description="answers drawn per prompt at T = 1 (k of avg@k)")
     max_new_tokens: Positive = 64
     batch_size: Positive = 64
@@ -312,8 +320,9 @@ class EvalSpec(Strict):
         return value
 
     def identity(self) -> dict[str, Any]:
-        same = self.model_dump(exclude={"base_temperatures"})  # batch_size too: each batch of prompts has its own seed
-        return same | ({"base_temperatures": list(self.base_temperatures)} if self.base_temperatures else {})
+        later = {"base_temperatures", "every_problems"}  # count only where they are set
+        same = self.model_dump(exclude=later)  # batch_size too: each batch of prompts has its own seed
+        return same | {name: value for name in sorted(later) if (value := getattr(self, name))}
 
 
 class Execution(Strict):
@@ -351,6 +360,7 @@ class TrialSpec(Strict):
         who = {"version": KEY_VERSION, "backbone": self.backbone.identity(), "task": self.task.identity()}
         if self.objective is None:  # nothing is trained: of the training settings only the cut matters
             evaluation = self.evaluation.identity() | {"every": None}
+            evaluation.pop("every_problems", None)
             cuts = {"max_length": self.train.max_length} | self.train.model_dump(
                 include={"overlong"}, exclude_defaults=True
             )
@@ -376,7 +386,7 @@ class TrialSpec(Strict):
             }
         )
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Readable prefix and hash: the trial's name in storage, in Ray and in MLflow."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
@@ -387,6 +397,6 @@ class TrialSpec(Strict):
         words = "_".join(parts).replace(">=", "-ge").replace("<=", "-le").replace("=", "")
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in words) + f"_{digest}"
 
-    @property
+    @cached_property
     def objective_label(self) -> str:
         return "backbone" if self.objective is None else self.objective.canonical().label

@@ -9,6 +9,7 @@ With N processes each of them calls its own.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 import torch.distributed as dist
 
@@ -83,7 +85,7 @@ def train(
     """
     facts = {} if facts is None else facts
     ds.ensure_process_group()
-    torch.manual_seed(trial.seed)
+    _seed(trial.seed)
     model = load_backbone(trial.backbone, root, trial.execution).to(ds.device())
     tokenizer = load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, root)
@@ -98,7 +100,7 @@ def train(
         assert probed is not None
         report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial, keep_answers), None, False)
         return True
-    torch.manual_seed(trial.seed)  # whatever was drawn before
+    _seed(trial.seed)  # whatever was drawn before
     add_adapters(model, trial.backbone)
     objective = _bind(spec.canonical(), probed, trial.train.reduction)
     with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
@@ -114,6 +116,13 @@ def train(
                 model.save_pretrained(model_dir, state_dict=state)
                 tokenizer.save_pretrained(model_dir)
         return complete
+
+
+def _seed(seed: int) -> None:
+    """All generators, so that nothing depends on what this process has drawn before."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _loop(
@@ -157,7 +166,8 @@ def _loop(
             if (norm := engine.get_global_grad_norm() if norm is None else norm) is not None:
                 row["train/grad_norm"] = float(norm)
         if evaluate:
-            row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial, keep_answers)
+            few = None if last else trial.evaluation.every_problems
+            row |= _yardsticks(engine.module.backbone, tokenizer, prepared, trial, keep_answers, few)
         due = done % spec.checkpoint_every == 0 and not last
         beside = {"step": step} | ({"capability": capability.as_dict()} if capability else {})
         save = None if last else partial(ds.save, engine, beside)
@@ -213,12 +223,15 @@ def _yardsticks(
     prepared: Prepared,
     trial: TrialSpec,
     keep: KeepAnswers | None,
+    few: int | None = None,
 ) -> Row:
+    """few: only the first so many held-out examples, and problems of each set."""
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
-    row = token_yardsticks(model, prepared.heldout, pad, evaluation.batch_size, "heldout")
+    heldout = prepared.heldout if few is None else prepared.heldout[:few]
+    row = token_yardsticks(model, heldout, pad, evaluation.batch_size, "heldout")
     answered = {}
     for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):
-        answered[name] = answer_problems(model, tokenizer, prompts, examples, evaluation, 1.0, stream)
+        answered[name] = answer_problems(model, tokenizer, prompts[:few], examples[:few], evaluation, 1.0, stream)
         if keep is not None:
             keep(name, answered[name])
     row |= task_yardsticks(answered)

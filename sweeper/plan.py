@@ -58,11 +58,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     for block in spec.grid:
         for backbone in map(resolve.backbone, block.backbone):
             for task in map(resolve.task, block.task):
-                grid: Iterable[tuple[ObjectiveSpec | None, int]] = [
-                    (None, 0),
-                    *((objective, seed) for objective in block.objective for seed in block.seed),
-                ]
-                for objective, seed in grid:
+                for objective in (None, *block.objective):
                     over = [
                         (i, override)
                         for i, override in enumerate(settings.overrides)
@@ -74,20 +70,21 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                     execution = _replaced(Execution, settings.execution.model_dump(), "execution", over, problems)
                     if train is None or execution is None:
                         continue
-                    trial = TrialSpec(
-                        backbone=backbone if objective is not None else backbone.bare(),
-                        task=task,
-                        objective=objective,
-                        seed=seed,
-                        train=train,
-                        evaluation=settings.evaluation,
-                        execution=execution,
-                    )
-                    num_cells += objective is not None
-                    trials.setdefault(trial.key, trial)
-                    labels = cells.setdefault(trial.key, [])
-                    if objective is not None:
-                        labels.append(objective.label)
+                    for seed in (0,) if objective is None else block.seed:
+                        trial = TrialSpec(
+                            backbone=backbone if objective is not None else backbone.bare(),
+                            task=task,
+                            objective=objective,
+                            seed=seed,
+                            train=train,
+                            evaluation=settings.evaluation,
+                            execution=execution,
+                        )
+                        num_cells += objective is not None
+                        trials.setdefault(trial.key, trial)
+                        labels = cells.setdefault(trial.key, [])
+                        if objective is not None:
+                            labels.append(objective.label)
     _check_names(trials.values(), problems)
     for i, override in enumerate(settings.overrides):
         if i not in used:
