@@ -20,6 +20,7 @@ from sweeper.options import (
     sweep_options,
     tracking_options,
 )
+from sweeper.results import EARLY
 from sweeper.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ Run a sweep again as it was last run, from the storage: what is finished stays, 
 A trial that was stopped stays so, unless it is named.
 """
 
+REVIVE = """\
+Take stopped trials back and run the sweep again: each goes on from its checkpoint, and early stopping leaves it alone.
+Without TRIAL: every trial that early stopping has ended, so that the grid becomes complete.
+"""
+
 LIST = "List the sweeps of a storage, or those submitted to a cluster with the status of each job."
 
 WAIT = "Wait until no driver runs the sweep any more. Exit status 0 if all of its trials are done."
@@ -74,6 +80,11 @@ def add_commands(commands: Any) -> None:
     sub = add(commands, "resume", RESUME, resume)
     sweep_options(sub)
     sub.add_argument("trial", metavar="TRIAL", nargs="*", help="trials that were stopped and are wanted after all")
+    tracking_options(sub)
+    cluster_options(sub)
+    sub = add(commands, "revive", REVIVE, revive)
+    sweep_options(sub)
+    sub.add_argument("trial", metavar="TRIAL", nargs="*", help="a trial's name, or the beginning of one")
     tracking_options(sub)
     cluster_options(sub)
     sub = add(commands, "stop", STOP, stop, on_cluster=True)
@@ -158,20 +169,31 @@ def _exit_status(job: Job) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
+    return _run_again(args, "resume")
+
+
+def revive(args: argparse.Namespace) -> int:
+    return _run_again(args, "revive")
+
+
+def _run_again(args: argparse.Namespace, name: str) -> int:
     if is_remote(args):
         from sweeper.remote import bundle
 
         with bundle(None, not args.no_ship) as folder:
-            command = ["resume", args.sweep, *args.trial, *_remote_options(args)]
+            command = [name, args.sweep, *args.trial, *_remote_options(args)]
             job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1"})
         print(job.id)
         return 0
     store = Store(args.storage.resolve())
     facts = store.plan(args.sweep)
-    for record in [store.trial(store.find_trial(args.sweep, trial)) for trial in args.trial]:
+    keys = [store.find_trial(args.sweep, trial) for trial in args.trial]
+    if name == "revive" and not keys:
+        keys = [k for k in store.trials(args.sweep) if (store.trial(k).result() or {}).get("by") in EARLY]
+    for record in map(store.trial, keys):
         if (record.result() or {}).get("status") == "finished":
             raise StoreError(f"{record.key} is finished; only what was stopped or has failed is resumed")
-        record.reopen()
+        record.revive()
     args.spec = store.sweep_dir(args.sweep) / "sweep.yaml"
     args.data_root = Path(facts.get("data_root", args.spec.parent))
     args.tracking_uri = args.tracking_uri or facts["tracking_uri"]

@@ -11,6 +11,7 @@ from sweeper.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
+EARLY = ("race", "scheduler")  # who may end a trial before its time, beside a person ("hand")
 STATUSES = ("finished", "failed", "stopped", "unfinished")
 
 
@@ -23,10 +24,10 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
     """One row a trial, in plan order; the measure of a backbone that is trained in several ways, one row for each.
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
-    (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, error,
-    steps, train_s, mlflow_run_id, train_cut and train_dropped (examples longer than max_length), corpus (JSON: what it
-    was trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p on the training set, Eq. 5), every
-    yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
+    (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, stopped_by
+    (race, scheduler, hand), error, steps, train_s, mlflow_run_id, train_cut and train_dropped (examples longer than
+    max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p
+    on the training set, Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
     """
     import pandas as pd
 
@@ -58,6 +59,7 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "objective_spec": objective.model_dump_json(exclude_defaults=True) if objective else None,
                 "seed": trial.seed,
                 "status": status_of(result),
+                "stopped_by": (result or {}).get("by"),
                 "error": (result or {}).get("error"),
                 "steps": final.get("step", 0),
                 "train_s": (result or {}).get("train_s"),

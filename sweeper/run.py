@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from typing import Any
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
-from jobs.corpus import corpus
 from jobs.pretrain import pretrain
 from jobs.spec import Execution, TrialSpec
 from jobs.tasks import load_task
 from sweeper import control
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
+from sweeper.race import standing
 from sweeper.results import status_of
 from sweeper.store import Store
 from sweeper.tracking import TrackingThread
@@ -70,6 +71,8 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
 
     Raises TaskError where examples do not fit in a trial's max_length.
     """
+    from jobs.corpus import corpus  # with torch: lanes come up meanwhile
+
     builtin: dict[str, set[int]] = {}
     for trial in trials:
         backbone = trial.backbone
@@ -103,7 +106,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     from sweeper.scheduler import make_scheduler
 
     settings = plan.spec.settings
-    scheduler = make_scheduler(plan)
+    scheduler = make_scheduler(plan, store)
     shapes = {trial.key: shape_of(trial.execution) for trial in pending}
     specs = {trial.key: trial.model_dump_json() for trial in pending}
     # on the head, which a sweep cannot do without; any other node may go
@@ -119,30 +122,63 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
         prepare(pending, store.root)  # while the lanes come up
         for trial in pending:
             store.trial(trial.key).reopen()
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
-                {"cpu": 0, **HEAD},  # waits, computes nothing; a bundle may not be empty
-            ),
-            param_space={"key": tune.grid_search(list(specs))},
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler,
-                # one more than lanes, so that the next trial is posted when a lane comes free
-                max_concurrent_trials=count + 1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=TUNE_DIR,
-                storage_path=str(store.sweep_dir(settings.name)),
-                verbose=0,
-                callbacks=[_callback(store, say)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
+        cell = tune.with_resources(
+            tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
+            {"cpu": 0, **HEAD},  # waits, computes nothing; a bundle may not be empty
         )
         with watch.beside(store, settings.name):
-            tuner.fit()
-    shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
+            for round_ in _rounds(plan, store, list(specs), say):
+                ray.get(board.hold.remote(round_))
+                tune.Tuner(
+                    cell,
+                    param_space={"key": tune.grid_search(list(round_))},
+                    tune_config=tune.TuneConfig(
+                        scheduler=scheduler,
+                        # one more than lanes, so that the next trial is posted when a lane comes free
+                        max_concurrent_trials=count + 1,
+                        reuse_actors=True,
+                        trial_dirname_creator=lambda trial: trial.trial_id,
+                    ),
+                    run_config=tune.RunConfig(
+                        name=TUNE_DIR,
+                        storage_path=str(store.sweep_dir(settings.name)),
+                        verbose=0,
+                        callbacks=[_callback(store, say)],
+                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    ),
+                ).fit()
+                shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
+
+
+def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterator[dict[str, int | None]]:
+    """What to train next, each trial to its end or to the step at which it is held: one round, or as a race goes.
+
+    Between rounds the race's losers get their last word. All is read from the record, so a killed race goes on.
+    """
+    spec = plan.spec.settings.scheduler
+    if spec.name != "race":
+        yield dict.fromkeys(keys)
+        return
+    from sweeper.scheduler import cells_of
+
+    tried: dict[str, int | None] = {}
+    first: dict[str, int | None] = dict.fromkeys(t.key for t in plan.trials if t.objective is None and t.key in keys)
+    while True:
+        todo = first
+        for runners in cells_of(plan, store).values():
+            found = standing(runners, spec.grace_steps, spec.reduction_factor, spec.confidence)
+            for key, rung in found.stop.items():
+                if store.trial(key).result() is None:
+                    store.trial(key).finish("stopped", by="race", step=rung)
+                    say.ended(key, "stopped", {"step": rung})
+            todo |= {k: v for k, v in found.run.items() if status_of(store.trial(k).result()) not in OVER}
+        # a trial that did not come to where it was sent has no worker any more (the sweep is being stopped)
+        todo = {key: to for key, to in todo.items() if key not in tried or tried[key] != to}
+        if not todo:
+            return
+        yield todo
+        tried |= todo
+        first = {}
 
 
 def shape_of(execution: Execution) -> Shape:
@@ -170,6 +206,8 @@ def _callback(store: Store, say: Progress) -> Any:
             folder = store.trial(key)
             if result.get("status") == "failed" and folder.result() is None:
                 folder.finish("failed", error=last_lines(str(result["error"])))
+            if result.get("status") == "held":
+                return  # of a race: it goes on, or its last word comes, when the others are there
             if result.get("status") == "stopped" and folder.result() is None:  # by hand, while its worker had died
                 folder.stop_by_hand()
             say.ended(key, status_of(folder.result()), result)

@@ -32,10 +32,13 @@ class SpecError(ValueError):
 class SchedulerSpec(Strict):
     """Who may end a trial early. Only yardsticks are comparable across objectives, so only they are accepted."""
 
-    name: Literal["fifo", "asha"] = "fifo"
+    name: Literal["fifo", "asha", "median", "race"] = "fifo"
     metric: str = PRIMARY
-    grace_steps: Positive = Field(1, description="asha: no trial is stopped before this step")
-    reduction_factor: int = Field(3, ge=2, description="asha: one in this many goes on at each rung")
+    grace_steps: Positive = Field(1, description="no trial is stopped before this step; asha, race: the first rung")
+    reduction_factor: int = Field(3, ge=2, description="asha, race: one in this many goes on at each rung")
+    confidence: float = Field(
+        0.8, ge=0.5, lt=1, description="race: how sure it must be that an objective is behind before it is stopped"
+    )
 
     @field_validator("metric")
     @classmethod
@@ -192,11 +195,23 @@ def parse_sweep(text: str, source: str) -> SweepSpec:
     problems += [f"unknown key '{key}';{nearest(str(key), known)}" for key in raw if key not in known]
     settings = _valid(Settings, {k: v for k, v in raw.items() if k in Settings.model_fields}, "", problems)
     blocks = _blocks(raw.get("grid"), problems)
-    if settings and settings.scheduler.name == "asha" and settings.evaluation.every is None:
-        problems.append("scheduler: asha compares trials while they train; set evaluation.every")
+    problems += _cannot_judge(settings) if settings else []
     if problems or settings is None:
         raise SpecError(source, problems)
     return SweepSpec(source, text, settings, blocks)
+
+
+def _cannot_judge(settings: Settings) -> list[str]:
+    """Why a scheduler would never hear of a trial before its end."""
+    who, every = settings.scheduler, settings.evaluation.every
+    if who.name == "fifo":
+        return []
+    if every is None:
+        return [f"scheduler: {who.name} compares trials while they train; set evaluation.every"]
+    if who.name == "race" and who.grace_steps % every:
+        return [f"scheduler.grace_steps: a race compares at steps that are evaluated; {who.grace_steps} is no multiple "
+                f"of evaluation.every {every}"]  # fmt: skip
+    return []
 
 
 def _blocks(grid: Any, problems: list[str]) -> tuple[Block, ...]:

@@ -158,6 +158,53 @@ def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: boo
         assert cache.get("sweeper/lanes", None) == json.loads(json.dumps(numbers))
 
 
+def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Path, tmp_path: Path) -> None:
+    """What was held at a rung, stopped and revived equals what was never disturbed."""
+    grid = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+        "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+        "objective": ["nll", "one-minus-p", {"name": "power", "alpha": [2, 10]}],
+        "seed": [1, 2],
+    }
+    evaluation = {"samples": 1, "max_new_tokens": 4, "batch_size": 32, "every": 10, "every_problems": 32}
+    race = {"name": "race", "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2}
+    spec = write_spec(tmp_path, name="race", grid=grid, evaluation=evaluation, scheduler=race)
+    done = sweeper("run", spec, storage=storage)
+    assert done.returncode == 0, done.stderr
+    store = Store(storage)
+
+    def results() -> dict[str, Any]:
+        return {key: store.trial(key).result() or {} for key in store.trials("race")}
+
+    stopped = {key: result for key, result in results().items() if result["status"] == "stopped"}
+    assert stopped
+    assert all(result["by"] == "race" and result["step"] in (10, 20) for result in stopped.values())
+    assert all(result["status"] == "finished" for key, result in results().items() if "_nll_" in key)
+    for key, result in stopped.items():
+        assert [path.name for path in store.trial(key).checkpoints()] == [f"step-{result['step']:08d}"]
+    states = {run.data.tags["sweeper.key"]: run.info.status for run in runs_of(storage, "race")}
+    assert all(states[key] == ("KILLED" if key in stopped else "FINISHED") for key in states)
+    assert "by race" in (store.sweep_dir("race") / "report" / "report.html").read_text()
+
+    done = sweeper("revive", "race", storage=storage)
+    assert done.returncode == 0, done.stderr
+    assert {key: result["status"] for key, result in results().items()} == dict.fromkeys(results(), "finished")
+    assert all(results()[key]["resumed_from"] == result["step"] for key, result in stopped.items())
+    plain = write_spec(tmp_path, name="plain", grid=grid, evaluation=evaluation)
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    (calm / "backbones").symlink_to(storage / "backbones")
+    assert sweeper("run", plain, storage=calm).returncode == 0
+    assert store.trials("race").keys() == Store(calm).trials("plain").keys()
+    for key in store.trials("race"):
+        assert measured(store, key) == measured(Store(calm), key), key
+
+
+def measured(store: Store, key: str) -> list[dict[str, float]]:
+    """Rows without the clock."""
+    return [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
+
+
 def test_asha_stops_on_a_yardstick_and_spares_the_anchor(storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path,

@@ -35,6 +35,7 @@ def make_table(scores: dict[str, list[float | None]], backbone: str = "b", base:
                     "name": name, "alpha": alpha, "gate_side": side, "gate_at": at, "seed": seed,
                     "status": "failed" if value is None else "finished",
                     "error": "boom <script>" if value is None else None, "steps": 10, "train_s": 1.0,
+                    "stopped_by": None,
                     "mlflow_run_id": f"run-{backbone}-{objective}-{seed}", CAPABILITY: 0.5, "base_mean_p": base,
                     **dict.fromkeys(YARDSTICKS, value), **{f"base/{y}": 0.0 for y in YARDSTICKS},
                 }
