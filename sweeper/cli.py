@@ -13,7 +13,14 @@ from cluster.resources import PlacementError
 from cluster.strict import ValuesError
 from jobs.backbone import BackboneError
 from jobs.sources import TaskError
-from sweeper import commands_cluster, commands_doctor, commands_local, commands_probe, commands_render
+from sweeper import (
+    commands_cluster,
+    commands_doctor,
+    commands_forecast,
+    commands_local,
+    commands_probe,
+    commands_render,
+)
 from sweeper.options import is_remote, storage_of
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
@@ -86,4 +93,5 @@ def _parser() -> argparse.ArgumentParser:
     commands_doctor.add_commands(commands)
     commands_render.add_commands(commands)
     commands_probe.add_commands(commands)
+    commands_forecast.add_commands(commands)
     return parser

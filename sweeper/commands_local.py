@@ -20,7 +20,7 @@ from sweeper.options import (
     tracking_options,
     tracking_uri_of,
 )
-from sweeper.store import Store
+from sweeper.store import FORECAST, Store
 
 PLAN = """\
 Print the trials of a sweep: how many, which cells of the grid train identically and became one, which are
@@ -143,7 +143,9 @@ def _write_report(store: Store, sweep: str, uri: str, out: Path | None) -> dict[
     table = results(store, sweep, tracking.run_ids() if tracking else None)
     folder = out or store.sweep_dir(sweep) / "report"
     mlflow_url = tracking.run_url if tracking and uri.startswith("http") else None
-    paths = write_report(table, folder, sweep, _provenance(store, sweep, uri), mlflow_url)
+    kept = store.sweep_dir(sweep) / FORECAST
+    forecasts = json.loads(kept.read_text()) if kept.exists() else []
+    paths = write_report(table, folder, sweep, _provenance(store, sweep, uri), mlflow_url, forecasts)
     if tracking:
         tracking.add_artifacts(folder)
     return paths

@@ -6,9 +6,10 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -24,6 +25,7 @@ from sweeper.continuum import gains as gains_of
 from sweeper.continuum import leaderboard as leaderboard_of
 from sweeper.continuum import verdicts as verdicts_of
 from sweeper.figures import alpha_figure, colours, continuum_figure, limits, quantity, weight_figure
+from sweeper.forecast import rank_correlations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +37,19 @@ Row = dict[str, Any]
 
 
 def write_report(
-    table: pd.DataFrame, out: Path, title: str, facts: dict[str, str], mlflow_url: Url | None = None
+    table: pd.DataFrame,
+    out: Path,
+    title: str,
+    facts: dict[str, str],
+    mlflow_url: Url | None = None,
+    forecasts: Sequence[Row] = (),
 ) -> dict[str, Path]:
     """Write report.html, continuum.png, alpha.png, weights.png, trials.csv, leaderboard.csv and report.json into `out`.
 
     table:      `sweeper.results.results`; trials that are not finished are listed, and stand in no number
     facts:      where the numbers come from, shown as they are
     mlflow_url: MLflow run id -> address of the run; without it run ids are plain text
+    forecasts:  what `sweeper forecast` has kept, if it was run
     Returns the paths by file name.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +62,7 @@ def write_report(
     problems = [_problem(row) for row in table[table["status"] != "finished"].to_dict("records")]
     trials = table.drop_duplicates("key")
     counts = {status: int((trials["status"] == status).sum()) for status in ("finished", *NOT_FINISHED)}
+    ranked = [_plain(row) for row in rank_correlations(table, list(forecasts)).to_dict("records")]
     answers = answer(records["verdicts"], records["gains"])
     meaning = YARDSTICKS[PRIMARY]
     numbers = {
@@ -64,6 +73,7 @@ def write_report(
         "answers": answers,
         **records,
         "data": data_of(table),
+        "forecasts": ranked,
         "not_finished": problems,
         "facts": facts,
     }
@@ -74,6 +84,8 @@ def write_report(
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
         data=data_of(table),
+        forecasts=ranked,
+        mean_correlations=_means_of(ranked),
         regime=regime,
         colours=colours(objectives),
         formulas=[(label, o, objective_named(o.name)) for label, o in objectives.items()],
@@ -196,9 +208,21 @@ def _rows_of(verdict: Row, board: list[Row]) -> list[Row]:
     return rows
 
 
+def _means_of(ranked: list[Row]) -> list[Row]:
+    """The mean rank correlation over cells, for each kind of forecast and assumed noise rate."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in ranked:
+        if row["correlation"] is not None:
+            found.setdefault((row["yardstick"], row["noise"]), []).append(row["correlation"])
+    return [
+        {"yardstick": yardstick, "noise": noise, "mean": fmean(values), "cells": len(values)}
+        for (yardstick, noise), values in found.items()
+    ]
+
+
 def _problem(row: dict[Any, Any]) -> Row:
     error = "" if pd.isna(row["error"]) else "\n".join(str(row["error"]).strip().splitlines()[-ERROR_LINES:])
-    names = ("key", "backbone", "task", "objective", "seed", "status", "mlflow_run_id")
+    names = ("key", "backbone", "task", "objective", "seed", "status", "stopped_by", "mlflow_run_id")
     return _plain({name: row[name] for name in names} | {"steps": int(row["steps"]), "error": error})
 
 

@@ -21,6 +21,8 @@ from jobs.files import write_text
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 
+FORECAST = "forecast.json"  # in a sweep's folder: what `sweeper forecast` has said
+
 
 class StoreError(ValueError):
     """The storage does not hold what was asked for, or somebody else is using it."""
