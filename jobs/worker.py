@@ -31,6 +31,7 @@ from jobs.process_group import set_device
 from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.train import Row, Save, train
+from jobs.zero import micro_batch_size
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -108,6 +109,7 @@ class _Run:
             step=self.last["step"],
             workers=dist.get_world_size(),
             resumed_from=resumed,
+            micro_batch_size=micro_batch_size(self.trial),
             **by,
             **facts,
         )

@@ -48,6 +48,7 @@ class Board:
         self.words: dict[str, list[str | None]] = defaultdict(list)  # to a lane: break this trial off; None: exit
         self.dropped: set[str] = set()  # stopped by hand
         self.hold_at: dict[str, int] = {}  # key -> step
+        self.given: dict[str, str] = {}  # lane -> the spec that it was given last
         self.broken = ""  # why no trial can run any more
         self.ending = False
 
@@ -104,6 +105,7 @@ class Board:
         if index >= len(keys):
             return None
         key = keys[index]
+        self.given[lane] = self.specs[key]
         return {"key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key)}
 
     def _give(self, lane: str, index: int) -> bool:
@@ -196,6 +198,18 @@ class Board:
                 self.words[lane].append(None)
             elif key := self._running(lane):
                 self.words[lane].append(key)
+        await self._wake()
+
+    async def running_in(self, lane: str) -> tuple[str, str] | None:
+        """The trial that a lane runs, and the spec that it was given."""
+        key = self._running(lane)
+        return None if key is None else (key, self.given[lane])
+
+    async def try_again(self, lane: str, key: str, specs: dict[str, str]) -> None:
+        """A lane that has ended ran out of memory: these specs hold from now on, and its trial is the next one."""
+        self.lanes.pop(lane, None)
+        self.specs |= specs
+        self.posted.appendleft(key)
         await self._wake()
 
     async def lane_ended(self, lane: str, error: str | None, died: bool) -> str | None:

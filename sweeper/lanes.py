@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from cluster.connect import nodes
 from cluster.resources import Shape
 from jobs.process_group import LaneConfig
 from jobs.record import TrialFolder
+from jobs.spec import TrialSpec
+from jobs.zero import micro_batch_size
 from sweeper.board import State
+from sweeper.fitting import fitting, is_out_of_memory, smaller
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
@@ -51,6 +54,7 @@ class LaneTrainer(DataParallelTrainer):
 class LanePool:
     """The lanes of one sweep. A lane that dies tells the board and is replaced while trials are left.
 
+    trials:   key -> trial, as they are to be run
     most:     trials at once, over all shapes
     requests: names trials that somebody wants stopped, each once
     say:      prints a line for people
@@ -59,6 +63,7 @@ class LanePool:
     def __init__(
         self,
         board: Any,
+        trials: Mapping[str, TrialSpec],
         root: Path,
         sweep: str,
         share: Share,
@@ -67,6 +72,8 @@ class LanePool:
         say: Callable[[str], None],
     ) -> None:
         self.board, self.root, self.share, self.most = board, root, share, most
+        self.trials = dict(trials)
+        self.lock = threading.Lock()
         self.requests, self.say = requests, say
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
         self.closing = threading.Event()
@@ -174,6 +181,8 @@ class LanePool:
             if (group := ray.get(self.board.group_of.remote(name))) is not None:
                 remove_placement_group(group)  # nobody else does, as long as this driver lives
         lane = self.lanes[name]
+        if error is not None and is_out_of_memory(error):
+            self._make_room(name)
         key = ray.get(self.board.lane_ended.remote(name, error, died))
         if key is not None and not self.aborted:
             TrialFolder(self.root / "trials" / key).add_failure(str(error))
@@ -181,6 +190,23 @@ class LanePool:
         if self.fruitless >= FRUITLESS:
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
         del self.lanes[name]
+
+    def _make_room(self, name: str) -> None:
+        """A lane has run out of memory: fewer sequences at once, for its trial and for all like it."""
+        running = ray.get(self.board.running_in.remote(name))
+        if running is None:
+            return
+        key, given = running
+        with self.lock:  # one lane at a time: two that fail together halve once
+            if (less := smaller(TrialSpec.model_validate_json(given), self.root)) is None:
+                return
+            size = micro_batch_size(less)
+            again = {k: fitting(t, self.root) for k, t in self.trials.items()}
+            changed = {k: t.model_dump_json() for k, t in again.items() if t != self.trials[k]}
+            self.trials = again
+        TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {size} sequences at once")
+        self.say(f"{key}: out of memory; from now on a worker takes {size} sequences at once, the batch stays")
+        ray.get(self.board.try_again.remote(name, key, changed))
 
     def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
         return LaneTrainer(

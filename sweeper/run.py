@@ -18,6 +18,7 @@ from jobs.pretrain import pretrain
 from jobs.spec import Execution, TrialSpec
 from jobs.tasks import load_task
 from sweeper import control
+from sweeper.fitting import fitting
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
@@ -108,7 +109,8 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     settings = plan.spec.settings
     scheduler = make_scheduler(plan, store)
     shapes = {trial.key: shape_of(trial.execution) for trial in pending}
-    specs = {trial.key: trial.model_dump_json() for trial in pending}
+    trials = {trial.key: fitting(trial, store.root) for trial in pending}
+    specs = {key: trial.model_dump_json() for key, trial in trials.items()}
     # on the head, which a sweep cannot do without; any other node may go
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
         specs, shapes, scheduler is not None, None if settings.lanes else 1
@@ -116,7 +118,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     count = _most_lanes(set(shapes.values()), settings.concurrency or len(pending), grows=address is not None)
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
-        board, store.root, settings.name, share, settings.concurrency,
+        board, trials, store.root, settings.name, share, settings.concurrency,
         partial(control.stop_requests, store, settings.name), say.line,
     ):  # fmt: skip
         prepare(pending, store.root)  # while the lanes come up

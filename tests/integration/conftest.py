@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,12 +63,14 @@ def storage(backbones: Path, tmp_path: Path) -> Path:
     return root
 
 
-def sweeper(*args: object, storage: Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def sweeper(
+    *args: object, storage: Path, timeout: float = 900, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Call the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "sweeper", *map(str, args), "--storage", str(storage)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | (env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -198,6 +199,40 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     assert store.trials("race").keys() == Store(calm).trials("plain").keys()
     for key in store.trials("race"):
         assert measured(store, key) == measured(Store(calm), key), key
+
+
+HUNGRY = """
+import torch
+from jobs.objectives import Objective
+
+def loss(t):
+    if t.logp.numel() > 64:
+        torch.empty(1 << 60)  # more than any machine has
+    return -t.logp
+
+HUNGRY = Objective("hungry", loss, "-log p", "a test")
+"""
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(storage: Path, tmp_path: Path) -> None:
+    """NLL as an objective of an installed package whose memory grows with the tokens at once; 32 x 4 are too many."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    info = tmp_path / "hungry-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hungry\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[objective_continuum.objectives]\nhungry = hungry:HUNGRY\n")
+    spec = write_spec(tmp_path, name="memory", grid=GRID | {"objective": ["nll", "hungry"], "backbone": [
+        {"builtin": "char-llama", "pretrain_steps": 60}], "seed": [1]}, concurrency=1)  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = sweeper("run", spec, storage=storage, env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "out of memory; from now on a worker takes 16 sequences at once" in done.stdout
+    store = Store(storage)
+    nll, hungry = (next(store.trial(k) for k in store.trials("memory") if f"_{n}_" in k) for n in ("nll", "hungry"))
+    assert [(f.result() or {})["micro_batch_size"] for f in (nll, hungry)] == [32, 16]
+    assert any("again with 16 sequences at once" in failure["error"] for failure in hungry.failures())
+    for name in ("heldout/nll", "train/nll", "train/grad_norm"):
+        assert hungry.rows()[-1][name] == pytest.approx(nll.rows()[-1][name], rel=1e-4)
 
 
 def measured(store: Store, key: str) -> list[dict[str, float]]:

@@ -209,3 +209,35 @@ def test_a_trial_tried_again_after_a_death_counts_as_left() -> None:
         assert (await b.state()).busy == {"other": "a"}
 
     run(scene())
+
+
+def test_what_ran_out_of_memory_comes_again_first_with_its_new_spec_and_nobody_hears_of_a_failure() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.post("b")
+        await b.next_job("lane", 0)
+        assert await b.running_in("lane") == ("a", "{}")
+        await b.try_again("lane", "a", {"a": "less", "b": "less"})
+        assert await b.lane_ended("lane", "out of memory", died=False) is None
+        assert await b.running_in("lane") is None
+        jobs = [await b.next_job("other", index) or {} for index in range(2)]
+        assert [(job["key"], job["spec"]) for job in jobs] == [("a", "less"), ("b", "less")]
+        assert b.messages["a"] == []
+
+    run(scene())
+
+
+def test_a_trial_is_held_where_the_driver_said_so() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.hold({"a": 10, "b": None})
+        await b.post("a")
+        assert (await b.next_job("lane", 0) or {})["hold_at"] == 10
+        await b.say("a", {"kind": "held", "row": {}})
+        assert (await b.state()).left == {"small": 1}
+        await b.hold({"a": None})
+        await b.post("a")
+        assert (await b.next_job("lane", 1) or {})["hold_at"] is None
+
+    run(scene())

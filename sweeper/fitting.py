@@ -1,0 +1,72 @@
+"""How many sequences a worker can take at once, learnt from what ran out of memory, once for all trials of a kind.
+
+<storage>/micro_batches/<digest>.json: what is known of trials with the same backbone, lengths, precision and sharding.
+The effective batch stays: fewer at once, more times. So a trial's key and its mathematics stay, only rounding changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from jobs.files import write_text
+from jobs.plugins import objective_named
+from jobs.spec import TrialSpec
+from jobs.zero import micro_batch_size
+
+# torch on a GPU and on the CPU, Python, the system's allocator, Ray's memory monitor
+SIGNS = (
+    "out of memory", "OutOfMemoryError", "can't allocate memory", "MemoryError", "Cannot allocate memory",
+    "running low on memory",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: str) -> bool:
+    return any(sign in error for sign in SIGNS)
+
+
+def fitting(trial: TrialSpec, root: Path) -> TrialSpec:
+    """The trial with no more sequences at once than are known to fit."""
+    file = _file(trial, root)
+    if not _may_be_cut(trial) or not file.exists():
+        return trial
+    known = int(json.loads(file.read_text())["micro_batch_size"])
+    return _with(trial, known) if known < micro_batch_size(trial) else trial
+
+
+def smaller(trial: TrialSpec, root: Path) -> TrialSpec | None:
+    """After `trial` ran out of memory: with half as many sequences at once, remembered, or as few as are known to fit.
+
+    None where it cannot be cut any more.
+    """
+    if (known := fitting(trial, root)) != trial:  # another lane has found out meanwhile
+        return known
+    size = micro_batch_size(trial)
+    share = trial.train.batch_size // trial.execution.workers
+    half = next((n for n in range(size // 2, 0, -1) if share % n == 0), None)
+    if half is None or not _may_be_cut(trial):
+        return None
+    write_text(_file(trial, root), json.dumps({"micro_batch_size": half, "too_large": size, "trial": trial.key}))
+    return _with(trial, half)
+
+
+def _with(trial: TrialSpec, size: int) -> TrialSpec:
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"micro_batch_size": size})})
+
+
+def _may_be_cut(trial: TrialSpec) -> bool:
+    """What divides by each micro-batch is another objective when that is another size (jobs.spec: part of the key)."""
+    spec = trial.objective
+    return spec is not None and spec.canonical().normalisation != "kept" and trial.train.reduction != "authors"
+
+
+def _file(trial: TrialSpec, root: Path) -> Path:
+    train, execution = trial.train, trial.execution
+    what = [
+        trial.backbone.identity(), train.max_length, train.precision, train.zero_stage, train.batch_size,
+        execution.model_dump(exclude={"cpus_per_worker", "memory_gb"}),
+        trial.objective is not None and "reference" in objective_named(trial.objective.canonical().name).needs,
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return root / "micro_batches" / f"{digest}.json"
