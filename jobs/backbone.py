@@ -77,7 +77,9 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
         config = hf.AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
-    if type(config) not in hf.AutoModelForCausalLM._model_mapping:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = ", ".join(config.architectures or [config.model_type])
         raise BackboneError(
             f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
