@@ -67,7 +67,7 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
     """What can be told from its small files (asked of the hub where it is there) before anything is started.
 
     max_length: tokens that it will be given at most
-    Raises BackboneError: no network, no such id, no access, no causal head, too few positions, no EOS.
+    Raises BackboneError: no network, no such id, no access, no causal head, too few positions, no safetensors, no EOS.
     """
     if backbone.builtin is not None or backbone.gguf is not None:
         return
@@ -77,7 +77,9 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
         config = hf.AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
-    if type(config) not in hf.AutoModelForCausalLM._model_mapping:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = ", ".join(config.architectures or [config.model_type])
         raise BackboneError(
             f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
@@ -89,6 +91,15 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
             f"backbone '{backbone.name}': train.max_length {max_length} is more than its {positions} positions; "
             "lower it"
         )
+    if backbone.hub is not None:
+        from jobs.hub import files_of_model
+
+        files = files_of_model(backbone.hub, backbone.revision)
+        if files is not None and not any(file.endswith(".safetensors") for file in files):
+            raise BackboneError(
+                f"backbone '{backbone.name}': {backbone.hub} has no *.safetensors; other formats are not loaded: "
+                "convert it once and give its directory as path"
+            )
     if load_tokenizer(backbone, root).eos_token_id is None:
         raise BackboneError(
             f"backbone '{backbone.name}': its tokenizer has no EOS token, so a model would never learn to stop; "
@@ -98,15 +109,11 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
 
 def _reason(error: Exception, backbone: BackboneSpec) -> str:
     """One line for what the hub or a directory has answered."""
-    text = str(error).strip().splitlines()[0]
     if backbone.hub is None:
-        return f"cannot read {backbone.path} ({text})"
-    if "gated" in str(error).lower():
-        return f"{backbone.hub} is gated: accept its terms on the hub and set HF_TOKEN"
-    return (
-        f"cannot get {backbone.hub} from the hub ({text}); "
-        "check the id, the network and HF_TOKEN, or give a local directory as path"
-    )
+        return f"cannot read {backbone.path or backbone.name} ({str(error).strip().splitlines()[0]})"
+    from jobs.hub import hub_reason  # a quarter of a second, which a plan does not need
+
+    return hub_reason(error, "model", backbone.hub, backbone.revision, "a local directory as path")
 
 
 def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
@@ -140,7 +147,7 @@ def load_backbone(backbone: BackboneSpec, root: Path, execution: Execution | Non
     try:
         model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise BackboneError(f"backbone '{backbone.name}': cannot load {source}: {error}") from error
+        raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from error
     model.config.use_cache = False
     if execution is not None and execution.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -174,7 +181,7 @@ def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBas
     try:
         tokenizer = hf.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"backbone '{backbone.name}': cannot load the tokenizer of {source}: {error}") from error
+        raise BackboneError(f"backbone '{backbone.name}': its tokenizer: {_reason(error, backbone)}") from error
     if backbone.chat_template is not None:
         tokenizer.chat_template = backbone.chat_template
     if tokenizer.pad_token_id is None:

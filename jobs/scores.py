@@ -20,7 +20,7 @@ MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the f
 _SETTINGS = {
     "exact": {"marker", "ignore_case"},
     "math": set(),
-    "choice": {"options"},
+    "choice": {"options", "cues", "denials"},
     "generator": {"partial"},
     "similarity": set(),
     "code": {"timeout_s", "memory_mb"},
@@ -34,6 +34,12 @@ class ScoreSpec(Strict):
     marker: str | None = Field(None, description="exact: what follows its last occurrence is the answer")
     ignore_case: bool = Field(False, description="exact: a = A")
     options: str = Field("A-J", description="choice: a range of letters, or words: yes|no|maybe")
+    cues: tuple[str, ...] = Field(
+        (), description="choice: what states an answer in the task's language, beside English: Jibu ni, or {} ni jibu"
+    )
+    denials: tuple[str, ...] = Field(
+        (), description="choice: words that take a statement back, right before it or right after its option"
+    )
     partial: bool = Field(False, description="generator: count what its scorer gives for half-right answers, too")
     timeout_s: float = Field(10.0, gt=0, description="code: of a problem's tests")
     memory_mb: int = Field(1024, gt=0, description="code: address space of the process that runs it")
@@ -43,6 +49,14 @@ class ScoreSpec(Strict):
     def _at_least_two(cls, value: str) -> str:
         if len(options_of(value)) < 2:
             raise ValueError(f"a range of letters such as A-D, or words such as yes|no|maybe; got '{value}'")
+        return value
+
+    @field_validator("cues", "denials")
+    @classmethod
+    def _of_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for cue in value:
+            if not cue.replace("{}", "").strip() or cue.count("{}") > 1:
+                raise ValueError(f"words of the task's language, with at most one {{}} for the option; got '{cue}'")
         return value
 
     @model_validator(mode="after")
@@ -114,11 +128,22 @@ def _math(text: str, wanted: str) -> Score:
 
 def _choice(spec: ScoreSpec, text: str, wanted: str) -> Score:
     """Raises ValueError where the reference itself names no option: nothing could be right."""
-    right = chosen(spec.options, wanted)
+    right = chosen(spec.options, wanted, spec.cues, spec.denials)
     if right is None:
-        raise ValueError(f"reference answer '{wanted[:60]}' is none of {spec.options}; score has options: ...")
-    got = chosen(spec.options, text)
+        raise ValueError(no_option(spec, wanted))
+    got = chosen(spec.options, text, spec.cues, spec.denials)
     return Score(float(got == right), got)
+
+
+def no_option(spec: ScoreSpec, wanted: str) -> str:
+    return f"its reference answer '{wanted[:60]}' is none of {spec.options}; give score the options, e.g. options: A-E"
+
+
+def unusable_reference(spec: ScoreSpec, wanted: str) -> str | None:
+    """Why no answer could ever be right by this reference; None where one could."""
+    if spec.kind == "choice" and chosen(spec.options, wanted, spec.cues, spec.denials) is None:
+        return no_option(spec, wanted)
+    return None
 
 
 def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:

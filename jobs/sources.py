@@ -73,20 +73,33 @@ def _csv(file: Path) -> Iterator[tuple[int, Any]]:
 def hub_rows(source: Examples, split: str) -> Rows:
     """Rows of a data set of the hub, by the datasets library and its cache. Never runs code from a repository."""
     import datasets
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from jobs.hub import cached_commit, hub_reason
 
     name = f"{source.hub}" + (f" ({source.subset})" if source.subset else "")
+
+    def why(error: Exception) -> str:
+        return hub_reason(error, "dataset", str(source.hub), source.revision, "a local file as path")
+
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(str(source.hub), source.subset, split=split, revision=source.revision)
-    except GatedRepoError:
-        raise TaskError(f"data set {name} is gated: accept its terms on the hub and set HF_TOKEN") from None
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TaskError(
-            f"cannot get split '{split}' of data set {name} from the hub ({reason}); check the id, the split, the "
-            "network and HF_TOKEN, or give a local file as path"
-        ) from None
+    except ValueError as error:  # it is there: the split or the subset is not
+        if error.__cause__ is None and error.__context__ is None:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise TaskError(f"cannot get split '{split}' of data set {name}: {reason}; name one that it has") from None
+        raise TaskError(why(error)) from None
+    except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        raise TaskError(why(error)) from None
+    if source.revision is not None and rows.cache_files:
+        # without a network, datasets takes the newest that it has kept, whatever the revision
+        got, wanted = Path(rows.cache_files[0]["filename"]).parent.name, source.revision
+        if got not in (wanted, cached_commit(str(source.hub), wanted)):
+            raise TaskError(
+                f"data set {name}: revision '{wanted}' is not in the cache (commit {got[:12]} is) and the hub does not "
+                "answer; check the network and HF_HUB_OFFLINE, or give a local file as path"
+            )
     for number, row in enumerate(rows):
         yield f"{name}/{split}[{number}]", dict(row)
 

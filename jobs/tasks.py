@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs import sources
-from jobs.scores import ScoreSpec
+from jobs.scores import ScoreSpec, unusable_reference
 from jobs.sources import TaskError
 from jobs.task_spec import Benchmark, Examples, GeneratorSpec, TaskSpec
 
@@ -54,6 +54,15 @@ class TaskData:
 
 def load_task(task: TaskSpec) -> TaskData:
     """Deterministic in `task`: the split, the subset and the noise follow data_seed alone. Raises TaskError."""
+    data = _load(task)
+    for name, examples in (data.benchmarks or {"held-out examples": data.heldout}).items():
+        for number, example in enumerate(examples):
+            if (reason := unusable_reference(example.score, example.wanted)) is not None:
+                raise TaskError(f"task '{task.name}': {name}[{number}], '{example.prompt[:40]}': {reason}")
+    return data
+
+
+def _load(task: TaskSpec) -> TaskData:
     train, heldout = _both(task)
     if not train or not heldout:
         raise TaskError(
@@ -71,7 +80,7 @@ def _both(task: TaskSpec) -> tuple[list[Example], list[Example]]:
     if task.builtin:
         return builtin_split(task.builtin)
     if task.parts:
-        parts = [load_task(part) for part in task.parts]
+        parts = [_load(part) for part in task.parts]
         return [e for part in parts for e in part.train], [e for part in parts for e in part.heldout]
     if task.generator is not None:
         train, heldout = _generated(task, task.generator)

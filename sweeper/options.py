@@ -52,7 +52,11 @@ def spec_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--profile", metavar="NAME", help="one of the file's profiles, merged over it")
     sub.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="one value, e.g. train.steps=4; may be repeated"
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one value, e.g. train.steps=4 or grid.objective.0=nll; may be repeated",
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cluster.strict import Loader, readable
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec
@@ -124,7 +124,7 @@ _Loader.add_implicit_resolver(
 def load_sweep(path: Path, profile: str | None = None, sets: Sequence[str] = ()) -> SweepSpec:
     """Read a sweep file. Raises SpecError with every problem found.
 
-    profile: one of the file's `profiles`, merged over it; sets: 'train.steps=4', applied last
+    profile: one of the file's `profiles`, merged over it; sets: 'train.steps=4', 'grid.seed.1=7', applied last
     """
     if not path.is_file():
         raise SpecError(str(path), ["no such file"])
@@ -151,21 +151,43 @@ def variant(text: str, source: str, profile: str | None, sets: Sequence[str]) ->
         if not equals or not path:
             raise SpecError(source, [f"--set {written}: write it as train.steps=4"])
         change: Any = _read_yaml(value, f"--set {path}", whole=False)
-        for key in reversed(path.split(".")):
-            change = {key: change}
-        raw = _merged(raw, change)
+        try:
+            raw = _put(raw, path.split("."), change)
+        except ValueError as error:
+            raise SpecError(source, [f"--set {written}: {error}"]) from None
     said = [f"profile {profile}"] * (profile is not None) + [f"--set {one}" for one in sets]
     return f"# {source} with {', '.join(said)}\n" + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are merged deep, all else is replaced; steps and epochs replace each other."""
+def _put(base: Any, path: Sequence[str], value: Any, at: str = "") -> Any:
+    """`base` with `value` at `path`: names of keys, and numbers from 0 for items of a list; one past its end adds one.
+
+    Raises ValueError where the path leads nowhere.
+    """
+    if not path:
+        return _merged(base, value) if isinstance(base, Mapping) and isinstance(value, Mapping) else value
+    step, rest = path[0], path[1:]
+    here = f"{at}.{step}" if at else step
+    if isinstance(base, list):
+        if not step.isdigit() or int(step) > len(base):
+            has = f"{at}.0 to {at}.{len(base) - 1}" if base else "no items"
+            raise ValueError(f"{at} is a list with {has}, not {at}.{step}; {at}.{len(base)} would add one")
+        item = base[int(step)] if int(step) < len(base) else None
+        return [*base[: int(step)], _put(item, rest, value, here), *base[int(step) + 1 :]]
+    if base is None or isinstance(base, Mapping):
+        known = base or {}
+        return _merged(known, {step: _put(known.get(step), rest, value, here)}, deep=False)
+    raise ValueError(f"{at} is {base!r}, which has no '{step}'; write --set {at}=... to replace it")
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], deep: bool = True) -> dict[str, Any]:
+    """Mappings are merged (deep: those in them, too), all else is replaced; steps and epochs replace each other."""
     if {"steps", "epochs"} & over.keys():
         base = {key: value for key, value in base.items() if key not in ("steps", "epochs")}
     both = {
         key: _merged(base[key], over[key])
         for key in base.keys() & over.keys()
-        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping)
+        if deep and isinstance(base[key], Mapping) and isinstance(over[key], Mapping)
     }
     return {**base, **over, **both}
 
@@ -249,29 +271,38 @@ def _axis(model: type[Model], items: list[Any], where: str, problems: list[str])
         if not isinstance(item, Mapping):
             problems.append(f"{where}[{i}]: a mapping such as {{{next(iter(model.model_fields))}: ...}}, got {item!r}")
             continue
-        for plain in _expand(item, _whole(model)):
+        for plain in _expand(item, model):
             value = _valid(model, plain, f"{where}[{i}]", problems)
             if value is not None:
                 values.append(value)
     return tuple(values)
 
 
-def _whole(model: type[Strict]) -> set[str]:
+def _whole(model: type[BaseModel]) -> set[str]:
     """Fields that hold a list or a free mapping themselves, so that theirs is no list of choices."""
     return {name for name, field in model.model_fields.items() if get_origin(field.annotation) in (tuple, dict)}
 
 
-def _expand(item: Mapping[str, Any], whole: Container[str] = ()) -> Iterator[dict[str, Any]]:
-    """{a: [1, 2], gate: {at: [3, 4]}} -> four plain mappings, first key slowest; fields of `whole` stay as they are."""
+def _part(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """The model of a field that is one, or one or nothing."""
+    field = model.model_fields.get(name) if model is not None else None
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _expand(item: Mapping[str, Any], model: type[BaseModel] | None) -> Iterator[dict[str, Any]]:
+    """{a: [1, 2], gate: {at: [3, 4]}} -> four plain mappings, first key slowest; what is a list by itself stays one."""
     choices: list[list[Any]] = []
+    whole = set() if model is None else _whole(model)
     for name, value in item.items():
+        part = _part(model, name)
         if name in whole:
             choices.append([value])
         elif isinstance(value, list):
-            nested = [list(_expand(v)) if isinstance(v, Mapping) else [v] for v in value]
+            nested = [list(_expand(v, part)) if isinstance(v, Mapping) else [v] for v in value]
             choices.append(list(itertools.chain.from_iterable(nested)))
         elif isinstance(value, Mapping):
-            choices.append(list(_expand(value)))
+            choices.append(list(_expand(value, part)))
         else:
             choices.append([value])
     for combination in itertools.product(*choices):

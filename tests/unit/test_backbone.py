@@ -69,7 +69,7 @@ def test_without_a_network_a_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(BackboneError) as error:
         check_backbone(BackboneSpec(hub="no/where"), tmp_path)
-    assert "cannot get no/where from the hub" in one_line(error)
+    assert "model no/where is not in the cache and HF_HUB_OFFLINE is set" in one_line(error)
     assert "or give a local directory as path" in one_line(error)
 
 

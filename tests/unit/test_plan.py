@@ -216,3 +216,59 @@ def test_a_wrong_variation_is_one_line(tmp_path: Path, profile: str | None, sets
     with pytest.raises(SpecError) as error:
         load_sweep(file, profile, sets)
     assert message in str(error.value)
+
+
+def test_a_list_that_belongs_to_a_field_is_no_list_of_choices() -> None:
+    score = "score: {kind: choice, options: [A-B, A-C], cues: [Jibu ni, Jibu]}"
+    lora = "lora: [null, {rank: [8, 16], targets: [q_proj, v_proj]}]"
+    text = (BASE % "[nll]").replace("{builtin: addition}", f"{{builtin: addition, {score}}}")
+    spec = parse_sweep(text.replace("pretrain_steps: [0, 10]", f"pretrain_steps: 0, {lora}"), "t.yaml")
+    (block,) = spec.grid
+    assert [task.score.options for task in block.task] == ["A-B", "A-C"]
+    assert {task.score.cues for task in block.task} == {("Jibu ni", "Jibu")}
+    adapters = [backbone.lora for backbone in block.backbone]
+    assert adapters[0] is None
+    assert [(a.rank, a.targets) for a in adapters[1:] if a] == [(r, ("q_proj", "v_proj")) for r in (8, 16)]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("grid.objective.1=one-minus-p", ["nll", "one-minus-p"]), ("grid.objective.2=dft", ["nll", "focal", "dft"]),
+        ("grid.objective.1.gamma=3", ["nll", "focal gamma=3"]), ("grid.objective=[dft]", ["dft"]),
+        ("grid.objective.0={name: power, alpha: 0.5}", ["power a=0.5", "focal"]),
+    ],
+)  # fmt: skip
+def test_set_reaches_into_lists(tmp_path: Path, written: str, found: list[str]) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(BASE % "[nll, {name: focal, gamma: 2}]")
+    (block,) = load_sweep(file, sets=[written]).grid
+    assert [objective.label for objective in block.objective] == found
+
+
+def test_set_after_set_and_steps_for_epochs(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(BASE % "[nll]")
+    sets = ["grid.seed.1=5", "grid.seed.2=6", "train.epochs=2", "evaluation.samples=2", "execution={workers: 2}"]
+    spec = load_sweep(file, sets=sets)
+    assert spec.grid[0].seed == (1, 5, 6)
+    assert (spec.settings.train.steps, spec.settings.train.epochs) == (None, 2)
+    assert (spec.settings.evaluation.samples, spec.settings.execution.workers) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("grid.objective.3=dft", "grid.objective is a list with grid.objective.0 to grid.objective.0, not "
+         "grid.objective.3; grid.objective.1 would add one"),
+        ("grid.objective.first=dft", "grid.objective is a list with .*, not grid.objective.first"),
+        ("train.lr.0=1", r"train.lr is 0.001, which has no '0'; write --set train.lr=... to replace it"),
+        ("grid.objective.0.alpha=1", "grid.objective.0 is 'nll', which has no 'alpha'"),
+        ("train.stesp=4", "unknown key 'stesp'; did you mean 'steps'"), ("train.steps", "write it as train.steps=4"),
+    ],
+)  # fmt: skip
+def test_set_that_leads_nowhere_says_so(tmp_path: Path, written: str, message: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(BASE % "[nll]")
+    with pytest.raises(SpecError, match=message):
+        load_sweep(file, sets=[written])

@@ -18,6 +18,7 @@ from jobs.choices import options_of
 from jobs.judge import _Judge
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
 from jobs.scores import ScoreSpec, score
+from jobs.task_spec import Benchmark
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SWEEPER_DATA", ROOT.parent / "shared" / "data"))
@@ -146,6 +147,52 @@ def test_choice(text: str, chosen: str | None) -> None:
     assert found.value == (chosen == "B")
 
 
+# how languages say it: cues and denials; those of the presets are read from them below
+LANGUAGES = {
+    "ja": (["答えは", "{}が正解"], ["ではない", "ですか"]), "zh": (["答案是", "答案", "{}是正确答案"], ["不是", "不"]),
+    "ru": (["ответ"], ["не"]), "ar": (["الإجابة هي"], ["ليست"]), "ko": (["정답은"], ["아니"]),
+    "th": (["คำตอบคือ"], ["ไม่"]),
+}  # fmt: skip
+ABROAD = [
+    ("sw", "Jibu ni (B).", "B"), ("sw", "Jibu ni A kwa sababu ni kubwa", "A"), ("sw", "Jibu si B", None),
+    ("sw", "jibu: C", "C"), ("sw", "Jibu ni B au C", None), ("sw", "Je, jibu ni B?", None),
+    ("sw", "Jibu ni Bara", None), ("sw", "Jibu ni A. Hapana, jibu ni C.", "C"), ("sw", "Sijui", None),
+    ("sw", "The answer is D", "D"), ("mr", "उत्तर आहे (D)", "D"), ("mr", "म्हणून उत्तर B आहे.", "B"),
+    ("mr", "उत्तर B नाही", None), ("mr", "उत्तर A किंवा B", None), ("mr", "मला माहीत नाही", None),
+    ("ne", "उत्तर (J) हो।", "J"), ("ne", "उत्तर B होइन।", None), ("te", "సమాధానం (C).", "C"),
+    ("te", "సమాధానం C కాదు", None), ("wo", "Tontu bi mooy (E).", "E"), ("yo", "Ìdáhùn náà ni (F).", "F"),
+    ("yo", "I\u0300da\u0301hu\u0300n na\u0301a\u0300 ni (F).", "F"), ("zu", "Impendulo ithi (G).", "G"),
+    ("zu", "C", "C"), ("ja", "よって答えはBです。", "B"), ("ja", "答えは（C）です", "C"),
+    ("ja", "Dが正解です", "D"), ("ja", "答えはBではない", None), ("ja", "答えはBですか？", None),
+    ("ja", "答えはBかC", None), ("zh", "所以答案是B。", "B"), ("zh", "答案：C", "C"),
+    ("zh", "答案是B或C", None), ("zh", "B是正确答案", "B"), ("zh", "答案不是B", None), ("zh", "不知道", None),
+    ("ru", "Правильный ответ: B", "B"), ("ru", "ответ В", None), ("ru", "не ответ B", None),
+    ("ru", "безответ B", None), ("ar", "الإجابة هي B", "B"), ("ar", "الإجابة هي B؟", None),
+    ("ko", "정답은 B입니다", "B"), ("ko", "정답은 (A)입니다.", "A"), ("th", "คำตอบคือB", "B"),
+    ("th", "ไม่คำตอบคือB", None), ("th", "\\boxed{B}", "B"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("language", "text", "chosen"), ABROAD)
+def test_choice_in_other_languages(language: str, text: str, chosen: str | None) -> None:
+    """The Cyrillic В is no B; without cues of their own none of these statements would count."""
+    if language in LANGUAGES:
+        cues, denials = LANGUAGES[language]
+        spec = ScoreSpec.model_validate({"kind": "choice", "cues": cues, "denials": denials})
+    else:
+        spec = Benchmark.model_validate(f"mmlu-prox-{language}").score
+        assert spec.cues
+    assert score(spec, text, "B").answer == chosen
+
+
+def test_cues_without_words_are_refused_and_no_other_kind_has_them() -> None:
+    for cue in ("", "{}", "{} ni {}"):
+        with pytest.raises(ValidationError, match="at most one {} for the option"):
+            ScoreSpec.model_validate({"kind": "choice", "cues": [cue]})
+    with pytest.raises(ValidationError, match="exact has no cues"):
+        ScoreSpec.model_validate({"cues": ["Jibu ni"]})
+
+
 @pytest.mark.parametrize(
     ("text", "chosen"),
     [
@@ -172,12 +219,31 @@ def test_a_reference_that_is_no_option_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["answer ", " ", "\n", " \n", "A,", "A) ", "answer is ", "\\boxed{", "A or ", "*", "if ", ":", "("]
+    "part",
+    [
+        "jibu ni ",
+        "jibu ni B ",
+        "jibu,",
+        "si ",
+        "answer ",
+        " ",
+        "\n",
+        " \n",
+        "A,",
+        "A) ",
+        "answer is ",
+        "\\boxed{",
+        "A or ",
+        "*",
+        "if ",
+        ":",
+        "(",
+    ],
 )
 def test_the_time_of_a_choice_is_linear_in_the_text(part: str) -> None:
     text = "answer" + part * (50_000 // len(part)) + "x"
     since = time.process_time()
-    score(ScoreSpec(kind="choice"), text, "B")
+    score(ScoreSpec(kind="choice", cues=("jibu ni", "jibu", "{} ni jibu"), denials=("si",)), text, "B")
     assert time.process_time() - since < 5
 
 

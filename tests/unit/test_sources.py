@@ -89,15 +89,14 @@ def test_a_data_set_of_the_hub_goes_through_its_own_loader(tmp_path: Path) -> No
     fields = {"prompt": "question", "response": "letter"}
     data = load_task(TaskSpec.model_validate({"hub": str(tmp_path), "heldout_split": "test", "name": "h", **fields}))
     assert (len(data.train), len(data.heldout)) == (20, 10)
-    with pytest.raises(TaskError, match=r"cannot get split 'dev' of data set .*give a local file as path"):
+    with pytest.raises(TaskError, match=r"cannot get split 'dev' of data set .*name one that it has"):
         load_task(TaskSpec.model_validate({"hub": str(tmp_path), "split": "dev", **fields}))
 
 
 def test_without_a_network_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(TaskError, match="cannot get split 'train' of data set no/where from the hub") as error:
+    with pytest.raises(TaskError, match="data set no/where is not in the cache and HF_HUB_OFFLINE is set") as error:
         load_task(TaskSpec(hub="no/where"))
     assert "\n" not in str(error.value)
 
