@@ -190,7 +190,8 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     done = sweeper("revive", "race", storage=storage)
     assert done.returncode == 0, done.stderr
     assert {key: result["status"] for key, result in results().items()} == dict.fromkeys(results(), "finished")
-    assert all(results()[key]["resumed_from"] == result["step"] for key, result in stopped.items())
+    # taken up where it was stopped, not begun anew; it may have been held once more on the way
+    assert all(results()[key]["resumed_from"] >= result["step"] for key, result in stopped.items())
     plain = write_spec(tmp_path, name="plain", grid=grid, evaluation=evaluation)
     calm = tmp_path / "calm"
     calm.mkdir()
@@ -206,7 +207,7 @@ import torch
 from jobs.objectives import Objective
 
 def loss(t):
-    if t.logp.numel() > 64:
+    if t.logp.numel() > 64 and t.logp.dtype == torch.float32:  # while it trains, not while it is drawn
         torch.empty(1 << 60)  # more than any machine has
     return -t.logp
 
