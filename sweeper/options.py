@@ -58,6 +58,9 @@ def spec_options(sub: argparse.ArgumentParser) -> None:
         default=[],
         help="one value, e.g. train.steps=4 or grid.objective.0=nll; may be repeated",
     )
+    sub.add_argument(
+        "--lanes", choices=("on", "off"), help="off: a worker group for each trial (the same as --set lanes=false)"
+    )
 
 
 def sweep_options(sub: argparse.ArgumentParser) -> None:
@@ -91,7 +94,9 @@ def sweep_of(args: argparse.Namespace) -> SweepSpec:
     """The sweep file with its profile and single values. Raises SpecError."""
     from sweeper.spec import load_sweep
 
-    return load_sweep(args.spec, getattr(args, "profile", None), getattr(args, "set", ()))
+    lanes = getattr(args, "lanes", None)
+    sets = [*getattr(args, "set", ()), *([f"lanes={'true' if lanes == 'on' else 'false'}"] if lanes else [])]
+    return load_sweep(args.spec, getattr(args, "profile", None), sets)
 
 
 def storage_of(args: argparse.Namespace) -> Path:
