@@ -116,7 +116,8 @@ class Rows(Sequence[Encoded]):
     def __init__(
         self, ids: np.ndarray, sizes: np.ndarray, kept: np.ndarray, max_length: int, cut: int, dropped: int
     ) -> None:
-        self.ids, self.sizes, self.kept, self.max_length = ids, sizes, kept, max_length
+        # plain views of what is mapped: a memmap's own slices cost several times more
+        self.ids, self.sizes, self.kept, self.max_length = np.asarray(ids), np.asarray(sizes), kept, max_length
         self.ends = np.cumsum(sizes[:, 1])
         self.cut, self.dropped = cut, dropped
 
@@ -131,7 +132,7 @@ class Rows(Sequence[Encoded]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = int(self.kept[index])
-        prompt, whole = (int(n) for n in self.sizes[row])
+        prompt, whole = self.sizes[row].tolist()
         start = int(self.ends[row]) - whole
         return Encoded(self.ids[start : start + min(whole, self.max_length)].tolist(), prompt)
 

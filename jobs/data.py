@@ -103,13 +103,11 @@ class Batch:
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     """A row for each sequence."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        tokens = torch.tensor(row.ids)
-        ids[i, : len(tokens)] = tokens
-        mask[i, : len(tokens)] = 1
-        labels[i, row.prompt_length : len(tokens)] = tokens[row.prompt_length :]
-    return Batch(ids, mask, labels, torch.arange(len(rows))[:, None].expand_as(ids), len(rows))
+    lengths = [len(row.ids) for row in rows]
+    width = max(lengths)
+    ids = torch.tensor([[*row.ids, *[pad] * (width - length)] for row, length in zip(rows, lengths, strict=True)])
+    place = torch.arange(width)
+    inside = place < torch.tensor(lengths)[:, None]
+    response = inside & (place >= torch.tensor([row.prompt_length for row in rows])[:, None])
+    labels = torch.where(response, ids, IGNORED)
+    return Batch(ids, inside.long(), labels, torch.arange(len(rows))[:, None].expand_as(ids), len(rows))
