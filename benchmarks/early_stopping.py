@@ -1,19 +1,22 @@
 """What early stopping saves and what it costs, on a grid that was really trained: python benchmarks/early_stopping.py
 
-    --storage DIR   where the grid is trained, once (minutes); a second call reads it
-    --json          for programs
+    --grid first | second   of the built-in continuum; settings were chosen on the first, the second confirms them
+    --storage DIR           where it is trained, once (some ten minutes); a second call reads it
+    --json                  for programs
 
-Trains every cell of the grid to its end, measured at every rung (`GRID`, the built-in continuum). Trials do not
-depend on what runs beside them, so each policy can then be replayed on the record, seeing only what it would have seen:
+Trains every cell of the grid to its end, measured at every rung. Trials do not depend on what runs beside them, so each
+policy can then be replayed on the record, seeing only what it would have seen:
 
     full          every trial to its end
-    race          ours (sweeper/race.py), as `scheduler: {name: race}` decides it
-    asha          asynchronous successive halving as published: each trial alone, no anchor; in 5 random orders
+    race          ours (sweeper/race.py), as `scheduler: {name: race}` decides it, with `RACE`
+    race, sure    the same on task accuracy with its defaults (a third goes on, confidence 0.8)
+    asha          asynchronous successive halving as published: each trial alone, no anchor, `RACE`'s metric and rungs;
+                  in 5 random orders
     round-robin   all trials in turn, a chunk each (RapidFire AI's schedule, re-implemented here), and the leader when
                   as many steps are spent as the race has spent
 
-A winner is the objective with the best mean over its seeds that were trained furthest. It is as good as the full grid's
-where it is the same, or where its 95 % interval over seeds, trained to the end, overlaps that one's.
+A winner is the objective with the best mean accuracy at T = 1 over its seeds, of those that came furthest. It is as
+good as the full grid's where it is the same, or where its 95 % interval over seeds, trained to the end, overlaps.
 """
 
 import argparse
@@ -28,49 +31,64 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from jobs.yardsticks import PRIMARY
 from sweeper.continuum import interval
-from sweeper.plan import make_plan
+from sweeper.plan import Plan, make_plan
 from sweeper.race import Runner, rungs, standing
 from sweeper.scheduler import cells_of
-from sweeper.spec import SweepSpec, parse_sweep
+from sweeper.spec import SchedulerSpec, SweepSpec, parse_sweep
 from sweeper.store import Store
 
-STEPS, GRACE, FACTOR, CONFIDENCE = 162, 18, 3, 0.8
-GRID: dict[str, Any] = {
-    "name": "early-stopping",
-    "grid": [
-        {
-            "backbone": [{"builtin": "char-llama", "pretrain_steps": steps}],
-            "task": [task],
-            "objective": [
-                "nll", "one-minus-p", "dft", "focal", "unlikelihood",
-                {"name": "power", "alpha": [-0.5, 0.25, 0.5, 2, 5, 10]},
-                {"name": "nll", "gate": {"side": "top", "at": 0.1}},
-            ],
-            "seed": [1, 2, 3],
-        }
-        for steps, task in (
-            ([200, 800], {"builtin": "addition", "noise": 0.3}),
-            ([1600], {"builtin": "cipher"}),
-        )
-    ],
-    "train": {"lr": 1e-3, "schedule": "constant", "batch_size": 64, "steps": STEPS, "max_length": 32},
-    "evaluation": {"samples": 4, "max_new_tokens": 4, "batch_size": 256, "every": GRACE, "every_problems": 128},
-    "overrides": [{"where": {"task": "cipher"}, "train": {"steps": 252}}],  # a new task takes longer
-    "scheduler": {"name": "race", "grace_steps": GRACE, "reduction_factor": FACTOR, "confidence": CONFIDENCE},
-}  # fmt: skip
+STEPS, EVERY = 162, 18
+RACE = SchedulerSpec(
+    name="race", metric="heldout/token_accuracy", grace_steps=EVERY, reduction_factor=4, confidence=0.5
+)
+SURE = SchedulerSpec(name="race", grace_steps=EVERY)
+CELLS = {
+    "first": [([200, 800], {"builtin": "addition", "noise": 0.3}), ([1600], {"builtin": "cipher"})],
+    "second": [([400, 1600], {"builtin": "addition", "noise": 0.3}), ([600], {"builtin": "cipher"})],
+}
+
+
+def grid(name: str) -> dict[str, Any]:
+    """Three cells of eleven objectives (one of the twelve is another's twin) and three seeds."""
+    objectives = [
+        "nll", "one-minus-p", "dft", "focal", "unlikelihood",
+        {"name": "power", "alpha": [-0.5, 0.25, 0.5, 2, 5, 10]},
+        {"name": "nll", "gate": {"side": "top", "at": 0.1}},
+    ]  # fmt: skip
+    return {
+        "name": "early-stopping",
+        "grid": [
+            {
+                "backbone": [{"builtin": "char-llama", "pretrain_steps": steps}],
+                "task": [task], "objective": objectives, "seed": [1, 2, 3],
+            }
+            for steps, task in CELLS[name]
+        ],
+        "train": {"lr": 1e-3, "schedule": "constant", "batch_size": 64, "steps": STEPS, "max_length": 32},
+        "overrides": [{"where": {"task": "cipher"}, "train": {"steps": 252}}],  # a new task takes longer
+        "evaluation": {"samples": 4, "max_new_tokens": 4, "batch_size": 256, "every": EVERY, "every_problems": 128},
+    }  # fmt: skip
+
 
 Cell = Sequence[Runner]
+Cells = dict[tuple[str, str], list[Runner]]
 Reached = dict[str, int]  # key -> its last step
 
 
-def train(storage: Path) -> tuple[SweepSpec, Store]:
-    spec = GRID | {"scheduler": {"name": "fifo"}}
+def train(name: str, storage: Path) -> tuple[SweepSpec, Store]:
     storage.mkdir(parents=True, exist_ok=True)
     file = storage / "early-stopping.yaml"
-    file.write_text(json.dumps(spec))
+    file.write_text(json.dumps(grid(name)))
     subprocess.run([sys.executable, "-m", "sweeper", "run", file, "--storage", storage], check=True, stdout=sys.stderr)
-    return parse_sweep(json.dumps(GRID), file.name), Store(storage)
+    return parse_sweep(file.read_text(), file.name), Store(storage)
+
+
+def cells_by(metric: str, plan: Plan, store: Store) -> Cells:
+    """The grid's cells, scored by a yardstick."""
+    settings = plan.spec.settings.model_copy(update={"scheduler": SchedulerSpec(metric=metric)})
+    return cells_of(replace(plan, spec=replace(plan.spec, settings=settings)), store)
 
 
 def seen(cell: Cell, reached: Reached) -> list[Runner]:
@@ -82,38 +100,38 @@ def full(cell: Cell) -> Reached:
     return {runner.key: runner.num_steps for runner in cell}
 
 
-def race(cell: Cell) -> Reached:
+def race(cell: Cell, spec: SchedulerSpec) -> Reached:
     reached: Reached = {}
+    end = full(cell)
     while True:
-        run = standing(seen(cell, reached), GRACE, FACTOR, CONFIDENCE).run
-        end = full(cell)
+        run = standing(seen(cell, reached), spec.grace_steps, spec.reduction_factor, spec.confidence).run
         todo = {key: to or end[key] for key, to in run.items() if reached.get(key) != (to or end[key])}
         if not todo:
             return reached
         reached |= todo
 
 
-def asha(cell: Cell, order: Sequence[Runner]) -> Reached:
-    """Trials run two at a time in the given order; a trial goes on from a rung if it is in the best third so far."""
+def asha(order: Cell, spec: SchedulerSpec) -> Reached:
+    """One after another in the given order; a trial goes on from a rung if it is among the best 1/factor so far."""
     at_rung: dict[int, list[float]] = {}
     reached: Reached = {}
     for runner in order:
         reached[runner.key] = runner.num_steps
-        for rung in rungs(GRACE, FACTOR, runner.num_steps):
+        for rung in rungs(spec.grace_steps, spec.reduction_factor, runner.num_steps):
             scores = at_rung.setdefault(rung, [])
             scores.append(runner.scores[rung].value)
-            if sum(s > scores[-1] for s in scores) >= math.ceil(len(scores) / FACTOR):
+            if sum(s > scores[-1] for s in scores) >= math.ceil(len(scores) / spec.reduction_factor):
                 reached[runner.key] = rung
                 break
     return reached
 
 
-def round_robin(cell: Cell, budget: int) -> Reached:
-    """Chunks of GRACE steps, each trial in turn, until the budget is spent."""
+def round_robin(order: Cell, budget: int) -> Reached:
+    """Chunks of EVERY steps, each trial in turn, until the budget is spent."""
     reached: Reached = {}
-    for chunk in range(GRACE, cell[0].num_steps + 1, GRACE):
-        for runner in cell:
-            if sum(reached.values()) + GRACE > budget:
+    for chunk in range(EVERY, order[0].num_steps + 1, EVERY):
+        for runner in order:
+            if sum(reached.values()) + EVERY > budget:
                 return reached
             reached[runner.key] = chunk
     return reached
@@ -142,21 +160,25 @@ def judged(cell: Cell, name: str, best: str) -> dict[str, Any]:
             "regret": top - mean}  # fmt: skip
 
 
-def compare(cells: dict[tuple[str, str], list[Runner]], orders: int = 5) -> list[dict[str, Any]]:
+def compare(plan: Plan, store: Store, orders: int = 5) -> list[dict[str, Any]]:
     """A line a policy and order: steps as a share of the full grid's, and its winners."""
+    cells, raced = cells_by(PRIMARY, plan, store), cells_by(RACE.metric, plan, store)
     everything = sum(runner.num_steps for cell in cells.values() for runner in cell)
     best = {where: winner(cell, full(cell)) for where, cell in cells.items()}
     runs: list[tuple[str, dict[tuple[str, str], Reached]]] = [
         ("full", {w: full(c) for w, c in cells.items()}),
-        ("race", {w: race(c) for w, c in cells.items()}),
+        ("race", {w: race(c, RACE) for w, c in raced.items()}),
+        ("race, sure", {w: race(c, SURE) for w, c in cells.items()}),
     ]
-    for number in range(orders):
-        shuffled = {w: random.Random(number).sample(list(c), len(c)) for w, c in cells.items()}
-        runs.append((f"asha {number + 1}", {w: asha(cells[w], shuffled[w]) for w in cells}))
-        spent = {w: sum(reached.values()) for w, reached in runs[1][1].items()}
-        runs.append((f"round-robin {number + 1}", {w: round_robin(shuffled[w], spent[w]) for w in cells}))
+    spent = {w: sum(reached.values()) for w, reached in runs[1][1].items()}
+    shuffled = [{w: random.Random(n).sample(c, len(c)) for w, c in raced.items()} for n in range(orders)]
+    runs += [(f"asha {n + 1}", {w: asha(c, RACE) for w, c in some.items()}) for n, some in enumerate(shuffled)]
+    runs += [
+        (f"round-robin {n + 1}", {w: round_robin(c, spent[w]) for w, c in some.items()})
+        for n, some in enumerate(shuffled)
+    ]
     lines = []
-    for policy, reached in sorted(runs, key=lambda run: run[0].split()[0] not in ("full", "race")):
+    for policy, reached in runs:
         verdicts = {w: judged(c, winner(c, reached[w]), best[w]) for w, c in cells.items()}
         lines.append(
             {
@@ -173,21 +195,22 @@ def compare(cells: dict[tuple[str, str], list[Runner]], orders: int = 5) -> list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--storage", type=Path, default=Path("sweeps-early-stopping"))
+    parser.add_argument("--grid", choices=sorted(CELLS), default="first")
+    parser.add_argument("--storage", type=Path, help="default: sweeps-early-stopping-GRID")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    spec, store = train(args.storage.resolve())
-    cells = cells_of(make_plan(spec, args.storage), store)
-    lines = compare(cells)
+    storage = (args.storage or Path(f"sweeps-early-stopping-{args.grid}")).resolve()
+    spec, store = train(args.grid, storage)
+    lines = compare(make_plan(spec, storage), store)
     if args.json:
         print(json.dumps(lines, indent=1))
         return
-    print(f"{'policy':15} steps  same winner  as good  mean regret   of {len(cells)} cells")
+    print(f"{'policy':15} steps  same winner  as good  mean regret   of 3 cells")
     for line in lines:
         print(
             f"{line['policy']:15} {line['share']:5.2f} {line['same']:9d} {line['as_good']:11d} {line['regret']:12.3f}"
         )
-    for policy in ("full", "race"):
+    for policy in ("full", "race", "race, sure"):
         print(policy, next(line["winners"] for line in lines if line["policy"] == policy))
 
 

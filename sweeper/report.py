@@ -92,6 +92,7 @@ def write_report(
         problems=problems,
         facts=facts,
         quantity=quantity(PRIMARY),
+        quantity_of=quantity,
         words={"ahead": AHEAD, "behind": BEHIND, "alone": ALONE, "backbone": BACKBONE},
     )  # fmt: skip
     paths = {f"{name}.png": out / f"{name}.png" for name in images}

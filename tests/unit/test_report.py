@@ -221,3 +221,30 @@ def test_a_gate_at_a_quantile_keeps_its_label_and_stands_where_it_was_measured(t
     page = write_report(table, tmp_path, "quantile", {}, None)["report.html"].read_text()
     assert "nll p&gt;=Q0.3" in page
     assert "tokens with p ≥ 0.73" in page
+
+
+def test_what_was_forecast_stands_beside_what_came_of_it(table: pd.DataFrame, tmp_path: Path) -> None:
+    said = [
+        {
+            "backbone": "weak",
+            "task": "<sums>",
+            "objective": name,
+            "noise": noise,
+            "answer": value,
+            "mean_p": 0,
+            "nll": 0,
+        }
+        for noise in (0.0, 0.3)
+        for name, value in (("nll", 3.0), ("one-minus-p", 1.0), ("power a=0.5", 2.0))
+    ]
+    written = write_report(table, tmp_path, "s", {}, forecasts=said)
+    rows = json.loads(written["report.json"].read_text())["forecasts"]
+    answers = [row for row in rows if row["kind"] == "answer"]
+    assert [(row["noise"], row["correlation"], row["first"], row["best"]) for row in answers] == [
+        (0.0, pytest.approx(1.0), "nll", "nll"), (0.3, pytest.approx(1.0), "nll", "nll")
+    ]  # fmt: skip
+    html = written["report.html"].read_text()
+    assert "What was forecast before training" in html
+    assert "30 % assumed wrong" in html
+    assert "all forecasts are equal" in html  # of mean p and -log p
+    assert "What was forecast" not in write_report(table, tmp_path, "s", {})["report.html"].read_text()
