@@ -1,17 +1,19 @@
 """YAML that a user writes about a cluster: read as data, wrong files refused with where, what and what instead.
 
-sweeper/spec.py reads sweeps with the same loader. Strict repeats jobs/strict.py, which this layer does not import.
+sweeper/spec.py reads sweeps with the same loader; jobs/strict.py is the one module of jobs that this layer imports.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
+
+from jobs.strict import Strict, nearest
+
+__all__ = ["Loader", "Strict", "ValuesError", "nearest", "parse", "read", "readable"]
 
 
 class ValuesError(ValueError):
@@ -19,29 +21,6 @@ class ValuesError(ValueError):
 
     def __init__(self, source: str, problems: list[str]) -> None:
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' did you mean X? known: A, B', the tail of an error about an unknown name."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f" did you mean '{close[0]}'?" if close else ""
-    return f"{hint} known: {', '.join(names)}"
-
-
-class Strict(BaseModel):
-    """Immutable; refuses unknown keys before anything else is looked at."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key '{key}';{nearest(str(key), cls.model_fields)}")
-        return data
 
 
 Model = TypeVar("Model", bound=Strict)

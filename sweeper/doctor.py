@@ -77,7 +77,7 @@ def data(notes: Sequence[str], files: Sequence[str]) -> list[Finding]:
 def tracking(uri: str, status: int | None, words: str) -> Finding:
     """status: of HTTP, None where nobody answered; words: of the server, or the reason. Pure."""
     if status == 200:
-        return Finding("ok", "MLflow", f"{uri} answers", "driver")
+        return Finding("ok", "MLflow", f"{uri} {words or 'answers'}", "driver")
     if status is None:
         words = "connection refused" if "refused" in words else words
         remedy = "start the server, open its port to the driver's node, or name another with --tracking-uri"

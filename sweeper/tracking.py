@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY = "sweeper.key"
 SYNC_EVERY_S = 2.0
 BATCH = 1000  # MLflow's limit of metrics in one request
+NOT_MADE = "is not there yet, the first sweep makes it"
 FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 # a server that is down is asked again at the next sync, so no request needs MLflow's own minutes of retries
 MLFLOW_ENV = {
@@ -221,10 +222,13 @@ def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
 def reach(uri: str) -> tuple[int | None, str]:
     """Ask MLflow what a sweep asks it first, with the credentials that a sweep would use.
 
-    (200, '') where it answers; (HTTP status, its words) where it refuses; (None, the reason) where nobody answers.
+    (200, '') where it answers, (200, NOT_MADE) for a file that the first sweep will make; (HTTP status, its words)
+    where it refuses; (None, the reason) where nobody answers.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return 200, ""  # the first sweep makes it; to ask would be to make it
+    file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if file is not None and not file.exists():  # to ask would be to make it
+        folder = next(parent for parent in file.absolute().parents if parent.exists())
+        return (200, NOT_MADE) if os.access(folder, os.W_OK) else (None, f"{folder} cannot be written")
     _set_environment()
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sweeper.commands_doctor import refused, token
 from sweeper.doctor import disk, placing, tracking
 from sweeper.estimate import DiskNeed, disk_need
 from sweeper.run import shape_of
+from sweeper.tracking import reach
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -264,6 +266,21 @@ def test_mlflow_that_does_not_serve_has_its_own_remedy(status: int | None, words
     assert finding.level == "error"
     assert said in finding.remedy
     assert tracking("http://mlflow:5000", 200, "").level == "ok"
+
+
+def test_a_database_that_no_sweep_has_made_yet_is_not_said_to_answer(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    finding = tracking(uri, *reach(uri))
+    assert (finding.level, finding.what) == ("ok", f"{uri} is not there yet, the first sweep makes it")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_database_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    finding = tracking("", *reach(f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    assert finding.level == "error"
+    assert f"{tmp_path} cannot be written" in finding.what
 
 
 def test_the_jobs_api_is_judged_by_what_it_answers_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
