@@ -304,6 +304,10 @@ class EvalSpec(Strict):
         (), description="the untrained backbone is sampled at these, too: what sharpening alone would gain"
     )
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what generates answers; vllm draws others, so it belongs to the trial's identity"
+    )
+
     @field_validator("base_temperatures")
     @classmethod
     def _above_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -312,8 +316,9 @@ class EvalSpec(Strict):
         return value
 
     def identity(self) -> dict[str, Any]:
-        same = self.model_dump(exclude={"base_temperatures"})  # batch_size too: each batch of prompts has its own seed
-        return same | ({"base_temperatures": list(self.base_temperatures)} if self.base_temperatures else {})
+        late = {"base_temperatures", "engine"}  # came after the first keys
+        same = self.model_dump(exclude=late)  # batch_size too: each batch of prompts has its own seed
+        return same | self.model_dump(mode="json", include=late, exclude_defaults=True)
 
 
 class Execution(Strict):
@@ -328,6 +333,12 @@ class Execution(Strict):
     )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="implementation; without it, what transformers chooses"
+    )
+    cache: Literal["dynamic", "static"] = Field(
+        "dynamic", description="of keys and values while answers are generated: growing, or allocated whole"
+    )
+    vllm_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU that evaluation.engine vllm takes beside training"
     )
     packing: bool = Field(False, description="several sequences in a row, none of which sees another: less padding")
     memory_gb: float | None = Field(

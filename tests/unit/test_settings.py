@@ -20,9 +20,11 @@ ALLOWED = {  # heavy package -> the files that may import it
     "mlflow": {"sweeper/tracking.py"},
     "pandas": {"sweeper/results.py", "sweeper/continuum.py", "sweeper/figures.py", "sweeper/report.py"},
     "matplotlib": {"sweeper/figures.py", "sweeper/report.py"},
+    "vllm": {"jobs/vllm_engine.py"},
     "scipy": {"sweeper/continuum.py"},
     "transformers": {
-        f"jobs/{m}.py" for m in ("hf", "backbone", "corpus", "data", "evaluate", "pretrain", "probe", "train")
+        f"jobs/{m}.py"
+        for m in ("hf", "backbone", "corpus", "data", "evaluate", "pretrain", "probe", "train", "vllm_engine")
     },
 }  # fmt: skip
 MODULES = sorted(p.relative_to(ROOT) for d in ("cluster", "jobs", "sweeper") for p in (ROOT / d).rglob("*.py"))
