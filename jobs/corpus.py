@@ -7,6 +7,7 @@ tokens/<digest>/train.ids, heldout.ids    int32, all examples one after another,
                 facts.json                counts, hashes, what leaks from training to evaluation
 tokens/.<digest>/part-<n>.npz             finished parts of an unfinished one: a killed tokenisation goes on after them
 
+tokens/checked/<digest>                   a task whose rows could be read and used, whatever the tokeniser
 tokens/.<digest>.lock                     held by the one process that writes; others wait, and find it made
 
 The driver makes a corpus before its trials start, as it makes backbones: a task of Ray's would wait for CPUs that lanes
@@ -35,7 +36,7 @@ from jobs.leaks import leaks
 from jobs.scores import ScoreSpec
 from jobs.sources import TaskError
 from jobs.task_spec import TaskSpec
-from jobs.tasks import Example, load_task
+from jobs.tasks import Example, TaskData, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,21 +151,50 @@ def corpus_dir(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path) -
     return root / "tokens" / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def corpus(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path, told: Told | None = None) -> Corpus:
+class Reader:
+    """Tasks' examples, each read once: to check them before anything is started, then to tokenise them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._read: dict[TaskSpec, TaskData] = {}
+
+    def __call__(self, task: TaskSpec) -> TaskData:
+        """Raises TaskError."""
+        if task not in self._read:
+            self._read[task] = load_task(task)
+        return self._read[task]
+
+    def check(self, task: TaskSpec) -> None:
+        """Once a storage, whatever the tokeniser; the mark is named by what decides the examples. Raises TaskError."""
+        what = json.dumps([VERSION, task.identity()], sort_keys=True, default=str)
+        mark = self.root / "tokens" / "checked" / hashlib.sha256(what.encode()).hexdigest()[:16]
+        if not mark.is_file():
+            self(task)
+            write_text(mark, f"{task.name}\n")
+
+
+def corpus(
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskSpec,
+    root: Path,
+    told: Told | None = None,
+    read: Reader | None = None,
+) -> Corpus:
     """The kept corpus of a task, made now where there is none. Raises TaskError.
 
     told: called with how many training examples are tokenised, and how many there are
+    read: what reads a task, where it may have been read already
     """
     folder = corpus_dir(tokenizer, task, root)
     if not folder.is_dir():
         with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
             if not folder.is_dir():
-                _make(folder, tokenizer, task, told or (lambda done, total: None))
+                data = (read or Reader(root))(task)
+                _make(folder, tokenizer, task, data, told or (lambda done, total: None))
     return Corpus(folder, json.loads((folder / "facts.json").read_text()))
 
 
-def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, told: Told) -> None:
-    data = load_task(task)
+def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, data: TaskData, told: Told) -> None:
     parts = folder.with_name(f".{folder.name}")
     parts.mkdir(parents=True, exist_ok=True)
     with (parts / "runs").open("a") as runs:

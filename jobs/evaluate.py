@@ -6,7 +6,7 @@ r, r + world, ... All ranks run equally many (some twice, counted once), which Z
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,7 +20,7 @@ from jobs.hf import import_transformers
 from jobs.model import Targets, hidden_states, statistics_of, target_entropy, target_statistics
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
 from jobs.scores import Score, score
-from jobs.spec import EvalSpec
+from jobs.spec import EvalSpec, TrialSpec
 from jobs.tasks import Example
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _sum_over_ranks(sums: Tensor) -> list[float]:
 
 
 @contextmanager
-def _measuring(model: PreTrainedModel) -> Iterator[None]:
+def measuring(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, no gradients, the KV cache on; the global generator is left as it was."""
     was_training, had_cache = model.training, model.config.use_cache
     model.eval()
@@ -77,7 +77,7 @@ def target_rows(
     model: PreTrainedModel, rows: Sequence[Encoded], pad: int, eos: int, batch_size: int
 ) -> Iterator[TargetRows]:
     """This rank's batches of `rows`."""
-    with _measuring(model):
+    with measuring(model):
         for number, index, weight in _my_batches(len(rows), batch_size):
             batch = collate([rows[i] for i in index], pad).to(model.device)
             targets = Targets.of(hidden_states(model, batch), batch)
@@ -94,7 +94,7 @@ def token_yardsticks(
 ) -> dict[str, float]:
     """Over all target tokens of `rows`: mean -log p (nats), mean p (Eq. 5: token-weighted), token accuracy."""
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
-    with _measuring(model):
+    with measuring(model):
         for _, index, weight in _my_batches(len(rows), batch_size):
             measured, _ = target_statistics(model, collate([rows[i] for i in index], pad).to(model.device))
             logp, right = measured.logp.double(), measured.first.double()
@@ -122,9 +122,39 @@ class Problem:
         return [score.value for score in self.scores[1:]]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """tokens: its length, EOS not counted; ended: by EOS, not by the limit."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+# prompts' ids, answers a prompt (0: one greedy), temperature, seed -> the answers in prompt order
+Answerer = Callable[[Sequence[Sequence[int]], int, float, int], list[Answer]]
+
+
+@contextmanager
+def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial: TrialSpec) -> Iterator[Answerer]:
+    """What answers prompts with the model as it is now: transformers, or vLLM where evaluation.engine says so."""
+    longest = trial.evaluation.max_new_tokens
+    if trial.evaluation.engine == "vllm":
+        from jobs.vllm_engine import vllm_answerer
+
+        yield vllm_answerer(model, tokenizer, trial)
+        return
+
+    def answer(prompts: Sequence[Sequence[int]], samples: int, temperature: float, seed: int) -> list[Answer]:
+        torch.manual_seed(seed)
+        return generate(model, tokenizer, prompts, longest, samples, temperature, trial.execution.cache)
+
+    with measuring(model):
+        yield answer
+
+
 def answer_problems(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    answer: Answerer,
     prompts: Sequence[Sequence[int]],
     examples: Sequence[Example],
     evaluation: EvalSpec,
@@ -135,19 +165,16 @@ def answer_problems(
 
     stream: tells the draws of one set of problems from those of another; each batch of prompts has a seed of its own
     """
-    mine = []
-    with _measuring(model):
-        for number, index, weight in _my_batches(len(prompts), evaluation.batch_size):
-            torch.manual_seed((evaluation.seed * 1_000_003 + number) ^ (stream << 40))
-            batch = [prompts[i] for i in index]
-            greedy = _generate(model, tokenizer, batch, evaluation.max_new_tokens, 0, temperature)
-            sampled = _generate(model, tokenizer, batch, evaluation.max_new_tokens, evaluation.samples, temperature)
-            k = evaluation.samples
-            if weight:
-                mine += [
-                    _scored(i, examples[i], [greedy[place], *sampled[place * k : (place + 1) * k]])
-                    for place, i in enumerate(index)
-                ]
+    mine, k = [], evaluation.samples
+    for number, index, weight in _my_batches(len(prompts), evaluation.batch_size):
+        seed = (evaluation.seed * 1_000_003 + number) ^ (stream << 40)
+        batch = [prompts[i] for i in index]
+        greedy, sampled = answer(batch, 0, temperature, seed), answer(batch, k, temperature, seed)
+        if weight:
+            mine += [
+                _scored(i, examples[i], [greedy[place], *sampled[place * k : (place + 1) * k]])
+                for place, i in enumerate(index)
+            ]
     every: list[list[Problem] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, mine)
     return sorted((p for part in every for p in part or ()), key=lambda p: p.number)
@@ -201,22 +228,19 @@ def task_yardsticks(answered: Mapping[str, Sequence[Problem]]) -> dict[str, floa
     return row | {key: value for one in each.values() for key, value in one.items()}
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    tokens: int
-    ended: bool
-
-
-def _generate(
+def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     samples: int,
     temperature: float,
+    cache: str,
 ) -> list[Answer]:
-    """`samples` answers a prompt in prompt order (0: one greedy). No top-k, no top-p."""
+    """`samples` answers a prompt in prompt order (0: one greedy). No top-k, no top-p.
+
+    cache: of keys and values: dynamic grows with the answers, static is allocated whole (compiled on CUDA)
+    """
     GenerationConfig = import_transformers().GenerationConfig
     width = max(map(len, prompts))
     pad = int(tokenizer.pad_token_id)
@@ -231,6 +255,7 @@ def _generate(
         max_new_tokens=max_new_tokens,
         eos_token_id=stop,
         pad_token_id=pad,
+        cache_implementation=cache,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if samples else {}),
     )
     out = model.generate(

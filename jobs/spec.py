@@ -312,6 +312,10 @@ class EvalSpec(Strict):
         (), description="the untrained backbone is sampled at these, too: what sharpening alone would gain"
     )
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what generates answers; vllm draws others, so it belongs to the trial's identity"
+    )
+
     @field_validator("base_temperatures")
     @classmethod
     def _above_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -320,9 +324,9 @@ class EvalSpec(Strict):
         return value
 
     def identity(self) -> dict[str, Any]:
-        later = {"base_temperatures", "every_problems"}  # count only where they are set
-        same = self.model_dump(exclude=later)  # batch_size too: each batch of prompts has its own seed
-        return same | {name: value for name in sorted(later) if (value := getattr(self, name))}
+        late = {"base_temperatures", "engine", "every_problems"}  # came after the first keys
+        same = self.model_dump(exclude=late)  # batch_size too: each batch of prompts has its own seed
+        return same | self.model_dump(mode="json", include=late, exclude_defaults=True)
 
 
 class Execution(Strict):
@@ -337,6 +341,12 @@ class Execution(Strict):
     )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="implementation; without it, what transformers chooses"
+    )
+    cache: Literal["dynamic", "static"] = Field(
+        "dynamic", description="of keys and values while answers are generated: growing, or allocated whole"
+    )
+    vllm_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU that evaluation.engine vllm takes beside training"
     )
     packing: bool = Field(False, description="several sequences in a row, none of which sees another: less padding")
     memory_gb: float | None = Field(

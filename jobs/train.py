@@ -27,7 +27,7 @@ from jobs.capability import Capability
 from jobs.check import check_objective
 from jobs.corpus import Rows, corpus
 from jobs.data import Encoded, collate, global_batches
-from jobs.evaluate import Problem, answer_problems, task_yardsticks, token_yardsticks
+from jobs.evaluate import Problem, answer_problems, answering, task_yardsticks, token_yardsticks
 from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel
 from jobs.objectives import State
@@ -237,17 +237,18 @@ def _yardsticks(
     heldout = prepared.heldout if few is None else prepared.heldout[:few]
     row = token_yardsticks(model, heldout, pad, evaluation.batch_size, "heldout")
     answered = {}
-    for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):
-        answered[name] = answer_problems(model, tokenizer, prompts[:few], examples[:few], evaluation, 1.0, stream)
-        if keep is not None:
-            keep(name, answered[name])
-    row |= task_yardsticks(answered)
-    for number, temperature in enumerate(evaluation.base_temperatures if trial.objective is None else (), 1):
-        sharp = {
-            name: answer_problems(model, tokenizer, prompts, examples, evaluation, temperature, 1000 * number + stream)
-            for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
-        }
-        row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
+    with answering(model, tokenizer, trial) as answer:
+        for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):
+            answered[name] = answer_problems(answer, prompts[:few], examples[:few], evaluation, 1.0, stream)
+            if keep is not None:
+                keep(name, answered[name])
+        row |= task_yardsticks(answered)
+        for number, temperature in enumerate(evaluation.base_temperatures if trial.objective is None else (), 1):
+            sharp = {
+                name: answer_problems(answer, prompts, examples, evaluation, temperature, 1000 * number + stream)
+                for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
+            }
+            row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
     cut = {
         f"data/{kind}_{what}": getattr(rows, what)
         for kind, rows in (("train", prepared.train), ("heldout", prepared.heldout))

@@ -64,6 +64,8 @@ def _offloads(trial: TrialSpec) -> dict[str, Any]:
 def check_shape(trial: TrialSpec) -> None:
     """Raises ValueError where the settings of a trial cannot go together."""
     micro_batch_size(trial)
+    if trial.evaluation.engine == "vllm" and trial.execution.workers > 1:
+        raise ValueError("evaluation.engine vllm goes with execution.workers 1; take transformers for more")
     needed = {"none": 0, "optimizer": 1, "parameters": 3}[trial.execution.offload]
     if trial.train.zero_stage < needed:
         raise ValueError(

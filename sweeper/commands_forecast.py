@@ -43,8 +43,7 @@ def forecast(args: argparse.Namespace) -> int:
         raise SpecError("--examples", [f"at least 2, got {args.examples}"])
     plan = make_plan(sweep_of(args), data_root_of(args), require_files=True)
     store = Store(args.storage.resolve())
-    check_inputs(list(plan.trials), store.root)
-    prepare(list(plan.trials), store.root)
+    prepare(list(plan.trials), store.root, check_inputs(list(plan.trials), store.root))
     rates = [0.0, *([args.noise] if args.noise else [])]
     rows = [row for cell in cells(plan.trials) for row in forecast_cell(cell, store.root, args.examples, rates)]
     write_text(store.sweep_dir(plan.spec.settings.name) / KEPT, json.dumps(rows, indent=1))

@@ -88,8 +88,7 @@ def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
     folder = TrialFolder(root / "trials" / trial.key)
     result = folder.result()
     if result is None or result["status"] != "finished":
-        check_inputs([trial], root)
-        prepare([trial], root)
+        prepare([trial], root, check_inputs([trial], root))
         folder.create(trial)
         writer = RowWriter(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import time
@@ -9,22 +10,25 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
 from jobs.pretrain import pretrain
 from jobs.spec import Execution, TrialSpec
-from jobs.tasks import load_task
 from sweeper import control
 from sweeper.fitting import fitting
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
 from sweeper.results import status_of
+from sweeper.spec import SpecError
 from sweeper.store import Store
 from sweeper.tracking import TrackingThread
+
+if TYPE_CHECKING:
+    from jobs.corpus import Reader
 
 OVER = ("finished", "stopped")
 TUNE_DIR = "tune"
@@ -41,14 +45,14 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
     name = plan.spec.settings.name
     with store.lock(name):
         pending = pending_trials(store, plan)
-        check_inputs(pending, store.root)
+        read = check_inputs(pending, store.root)
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri) as tracking:
             if pending:
                 with connected(address):
-                    _tune(plan, pending, store, say, address)
+                    _tune(plan, pending, store, say, address, read)
         if tracking.error is not None:
             print(
                 f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
@@ -56,23 +60,31 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         return len(pending_trials(store, plan))
 
 
-def check_inputs(trials: list[TrialSpec], root: Path) -> None:
-    """Read every task's rows and every backbone's small files before anything is started.
+def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
+    """Read every backbone's small files, and the rows of tasks that no earlier run has read, before anything starts.
 
-    Raises TaskError or BackboneError.
+    Returns what has read them, for `prepare`, so that nothing is read twice.
+    Raises TaskError, BackboneError or SpecError.
     """
-    for task in {trial.task for trial in trials}:
-        load_task(task)
+    if any(trial.evaluation.engine == "vllm" for trial in trials) and importlib.util.find_spec("vllm") is None:
+        reason = "vllm is not installed; pip install 'objective-continuum[vllm]', or leave engine out for transformers"
+        raise SpecError("evaluation.engine", [reason])
+    from jobs.corpus import Reader
+
+    read = Reader(root)
+    for task in dict.fromkeys(trial.task for trial in trials):
+        read.check(task)
     for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
         check_backbone(backbone, root, length)
+    return read
 
 
-def prepare(trials: list[TrialSpec], root: Path) -> None:
+def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:
     """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
 
     Raises TaskError where examples do not fit in a trial's max_length.
     """
-    from jobs.corpus import corpus  # with torch: lanes come up meanwhile
+    from jobs.corpus import Reader, corpus
 
     builtin: dict[str, set[int]] = {}
     for trial in trials:
@@ -84,10 +96,10 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
-    made = {}
+    made, read = {}, read or Reader(root)
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
-            made[backbone, task] = corpus(load_tokenizer(backbone, root), task, root, progress)
+            made[backbone, task] = corpus(load_tokenizer(backbone, root), task, root, progress, read)
     cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
     with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
         for backbone, task, max_length, overlong in cuts:
@@ -95,7 +107,7 @@ def prepare(trials: list[TrialSpec], root: Path) -> None:
             made[backbone, task].heldout_rows(max_length, overlong)
 
 
-def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None) -> None:
+def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None, read: Reader) -> None:
     import ray
     from ray import tune
 
@@ -121,7 +133,7 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
         board, trials, store.root, settings.name, share, settings.concurrency,
         partial(control.stop_requests, store, settings.name), say.line,
     ):  # fmt: skip
-        prepare(pending, store.root)  # while the lanes come up
+        prepare(pending, store.root, read)  # while the lanes come up
         for trial in pending:
             store.trial(trial.key).reopen()
         cell = tune.with_resources(

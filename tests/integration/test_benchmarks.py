@@ -53,3 +53,9 @@ def test_packing_lays_fewer_rows_with_less_padding(tmp_path: Path) -> None:
     size = ("--examples", "128", "--width", "64", "--layers", "1", "--rounds", "1")
     rows = run("packing.py", jsonl(tmp_path), *size)["rows"]
     assert all(row["padding_packed"] < row["padding_padded"] and row["rows"] < 1 for row in rows.values())
+
+
+def test_generate_says_the_same_with_either_cache() -> None:
+    result = run("generate.py", "--prompts", "2", "--samples", "1", "--max-new-tokens", "8", "--rounds", "1")
+    assert result["same_texts"]
+    assert all(row["ratio"] > 0 for row in result["rows"].values())

@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.corpus
-from jobs.corpus import corpus, corpus_dir
+from jobs.corpus import Reader, corpus, corpus_dir
 from jobs.data import tokenise
 from jobs.files import locked
+from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
 from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
-from jobs.tasks import Example, load_task
+from jobs.tasks import Example, TaskData, load_task
 from jobs.train import _prepared
-from sweeper.run import prepare
+from sweeper.run import check_inputs, prepare
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
 
@@ -130,6 +131,52 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert records[0]["runs"] == 1
 
 
+def test_a_task_is_read_once_and_not_again_by_a_run_that_finds_its_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tokenisers; then the same sweep again, and one more tokeniser, which needs the examples but no check."""
+    real, read = jobs.corpus.load_task, []
+
+    def counted(task: TaskSpec) -> TaskData:
+        read.append(task.name)
+        return real(task)
+
+    monkeypatch.setattr(jobs.corpus, "load_task", counted)
+
+    def trials(*names: str) -> list[TrialSpec]:
+        for name in names:
+            tokenizer = char_tokenizer()
+            tokenizer.chat_template = "{{ messages[0].content }}" + "=" * len(name)
+            tokenizer.save_pretrained(tmp_path / name)
+            import_transformers().LlamaConfig().save_pretrained(tmp_path / name)
+        fields = {"evaluation": {}, "train": {"lr": 1e-3, "steps": 10}, "seed": 0, "objective": {"name": "nll"}}
+        return [
+            TrialSpec.model_validate(fields | {"backbone": {"path": str(tmp_path / name)}, "task": TASK.model_dump()})
+            for name in names
+        ]
+
+    def run(*names: str) -> list[str]:
+        read.clear()
+        prepare(trials(*names), tmp_path, check_inputs(trials(*names), tmp_path))
+        return list(read)
+
+    assert run("a", "bb") == ["addition-noise0.3"]
+    assert run("a", "bb") == []
+    assert run("a", "bb", "ccc") == ["addition-noise0.3"]
+    other = [trial.model_copy(update={"task": TASK.model_copy(update={"data_seed": 1})}) for trial in trials("a")]
+    read.clear()
+    check_inputs(other, tmp_path)
+    assert len(read) == 1  # other examples: the mark of the first does not stand for them
+
+
+def test_a_task_that_cannot_be_used_is_told_every_time(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"prompt": "p"}\n')
+    for _ in range(2):
+        with pytest.raises(TaskError, match="no text in field 'response'"):
+            Reader(tmp_path).check(TaskSpec(path=str(file), fingerprint="f"))
+
+
 def test_longer_examples_are_cut_dropped_or_refused_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     examples = [("12+34=", "640"), ("r1=", "1")] * 20
@@ -185,6 +232,17 @@ def test_planted_leaks_are_found_and_nothing_else() -> None:
     assert (found["measured"], found["exact"], found["ngram"]) == (5, 1, 2)
     assert found["pairs"] == [[0, 1], [1, 2]]
     assert leaks([], measured)["ngram"] == 0
+
+
+def test_a_response_and_earlier_turns_of_a_chat_leak_too() -> None:
+    """Of training the response is what leaks, also where answers are scored by a reference of their own."""
+    solved = Example("some question", text(0, 20), reference="B")
+    chat = Example("and now?", "x", messages=(("user", text(20, 15)), ("assistant", "yes"), ("user", "and now?")))
+    measured = [
+        Example("other question", text(3, 14), reference="C"), Example(text(20, 15), "y"), Example("and then?", "B"),
+    ]  # fmt: skip
+    found = leaks([solved, chat], measured)
+    assert (found["exact"], found["ngram"], found["pairs"]) == (0, 2, [[0, 0], [1, 1]])
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=13, max_size=30), st.integers(0, 17))
