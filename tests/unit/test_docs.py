@@ -136,3 +136,18 @@ def test_every_command_has_a_page_of_help(capsys: pytest.CaptureFixture[str]) ->
         page = capsys.readouterr().out
         assert "--storage DIR" in page
         assert len(page.splitlines()) > 8
+
+
+def test_the_recording_is_of_commands_that_there_are() -> None:
+    """docs/recording.md is made by docs/record.py; what both type is parsed here, and run by test_submit.py."""
+    page = (ROOT / "docs" / "recording.md").read_text()
+    typed = [line.removeprefix("$ sweeper ").split() for line in page.splitlines() if line.startswith("$ sweeper ")]
+    for words in typed:
+        where = [] if "--address" in words else ["--address", "http://127.0.0.1:8265"]
+        _parser().parse_args([*words, *where])
+    script = (ROOT / "docs" / "record.py").read_text()
+    submitted = (ROOT / "tests" / "integration" / "test_submit.py").read_text()
+    assert {words[0] for words in typed} == {"submit", "status", "logs", "stop", "list", "resume", "wait"}
+    for name in {words[0] for words in typed}:
+        assert f'shown("{name}"' in script
+        assert f'client("{name}"' in submitted or f'client.facts("{name}"' in submitted
