@@ -74,7 +74,8 @@ class Cluster:
 
         with _told(address):
             self.client: Any = JobSubmissionClient(address)
-        for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        sdk = ("dashboard_sdk", "job.sdk")
+        for name in ("ray", "ray._private.runtime_env.packaging", *(f"ray.dashboard.modules.{part}" for part in sdk)):
             logging.getLogger(name).setLevel(logging.ERROR)  # "Uploading package ..." is not the answer
 
     def jobs(self, sweep: str | None = None) -> list[Job]:
