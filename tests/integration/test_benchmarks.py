@@ -59,3 +59,8 @@ def test_generate_says_the_same_with_either_cache() -> None:
     result = run("generate.py", "--prompts", "2", "--samples", "1", "--max-new-tokens", "8", "--rounds", "1")
     assert result["same_texts"]
     assert all(row["ratio"] > 0 for row in result["rows"].values())
+
+
+def test_leaks_finds_what_was_planted() -> None:
+    result = run("leaks.py", "--train", "300", "--measured", "40", "--planted", "7")
+    assert result["found"] == result["planted"] == 7
