@@ -135,11 +135,14 @@ def _all_reduce(sum_: AllReduce) -> Finding:
         return Finding("ok", check, f"{who}, {MEGABYTES} MB in {sum_.seconds:.2f} s", "cluster")
     errors = "; ".join(f"{name}: {_short(error)}" for name, error in sum_.errors.items())
     name = sum_.backend.upper()
+    more = ""
+    if sum_.backend == "nccl":  # its variables: NCCL's user guide, "Environment Variables"
+        more = "; NCCL_DEBUG=INFO makes it say what it tried, NCCL_IB_DISABLE=1 leaves a broken InfiniBand out"
     return Finding(
         "error", check, f"{who} cannot: {errors}", "cluster",
         f"open all TCP ports between the nodes (trials take free ones; Ray's own are not enough); where a node has "
         f"several networks, or its host name stands for 127.0.0.1, set {name}_SOCKET_IFNAME to the right interface "
-        "in the environment that Ray starts with",
+        f"in the environment that Ray starts with{more}",
     )  # fmt: skip
 
 

@@ -199,12 +199,15 @@ def test_a_cluster_without_a_token_is_an_error_unless_it_is_meant() -> None:
     assert only(facts, insecure=True).level == "warning"
 
 
-def test_an_all_reduce_that_fails_names_nodes_reasons_and_interfaces() -> None:
-    failed = AllReduce("nccl", SUM.nodes, None, {OTHER.name: "timed out\nafter 30 s"})
-    finding = only(replace(CLUSTER, all_reduces=(SUM, failed)))
-    assert (finding.level, finding.check) == ("error", "all-reduce nccl")
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_an_all_reduce_that_fails_names_nodes_reasons_and_settings_of_its_backend(backend: str) -> None:
+    failed = AllReduce(backend, SUM.nodes, None, {OTHER.name: "timed out\nafter 30 s"})
+    finding = only(replace(CLUSTER, all_reduces=(failed,)))
+    assert (finding.level, finding.check) == ("error", f"all-reduce {backend}")
     assert "10.0.0.3 (b): timed out after 30 s" in finding.what
-    assert "NCCL_SOCKET_IFNAME" in finding.remedy
+    assert f"{backend.upper()}_SOCKET_IFNAME" in finding.remedy
+    for setting in ("NCCL_DEBUG=INFO", "NCCL_IB_DISABLE=1"):
+        assert (setting in finding.remedy) == (backend == "nccl")
 
 
 def test_errors_decide_the_exit_status_and_remedies_stand_below() -> None:
