@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -68,7 +69,23 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     try:
         yield
     finally:
+        _shut_down()
+
+
+def _shut_down() -> None:
+    """End Ray without a garbage collection in another thread meanwhile.
+
+    Tuners and trainers leave cycles that hold references into Ray. Collected by whatever thread comes to it while Ray
+    goes down, they end the process ("The core worker has already been shutdown").
+    """
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def nodes() -> list[dict[str, float]]:
