@@ -60,7 +60,7 @@ def driver(config):
 
 ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
 tuner = tune.Tuner(
-    tune.with_resources(driver, {"cpu": 0}), param_space={"file": tune.grid_search(files)},
+    tune.with_resources(driver, {"cpu": 0.01}), param_space={"file": tune.grid_search(files)},
     tune_config=tune.TuneConfig(max_concurrent_trials=2), run_config=tune.RunConfig(storage_path=storage),
 )
 assert not tuner.fit().errors
