@@ -39,8 +39,8 @@ class ConnectError(ConnectionError):
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the block. Without an address an embedded one on loopback, ended with the block.
 
-    The embedded one has no dashboard, which would cost five processes, and a token of its own, handed down by
-    environment, so that nothing is written to the home directory and no other user gets in.
+    The embedded one has no dashboard, which would cost four processes more, and a token of its own, handed down
+    by environment, so that nothing is written to the home directory and no other user gets in.
     """
     for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)

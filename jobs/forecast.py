@@ -53,7 +53,7 @@ def forecast(
     """One forecast an objective, in order. The model keeps its weights.
 
     train, heldout: probe examples; noise: share of training responses assumed to be wrong
-    Memory: three gradients beside the model's.
+    Memory: up to six gradients of the model's size beside its weights.
     """
     model.eval()
     wanted = [yardstick_gradient(model, heldout, pad, name) for name in ("nll", "mean_p", "answer")]

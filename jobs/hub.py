@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, errors, snapshot_download
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+TransportError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of whichever HTTP library it uses
 
 
 def hub_reason(error: BaseException, kind: str, hub_id: str, revision: str | None, local: str) -> str:
@@ -33,7 +35,7 @@ def hub_reason(error: BaseException, kind: str, hub_id: str, revision: str | Non
     try:
         HfApi().repo_info(hub_id, repo_type=kind, revision=revision)
         HfApi().auth_check(hub_id, repo_type=kind)
-    except Exception as refused:  # or it does not answer any more
+    except (OSError, ValueError, TransportError) as refused:  # or it does not answer any more
         for answer, reason in _ANSWERS.items():  # the first that fits: a gated repository is one not found, too
             if isinstance(refused, answer):
                 return reason.format(name=name, id=hub_id, revision=revision, local=local)

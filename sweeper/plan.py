@@ -19,7 +19,7 @@ from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
 from jobs.zero import check_shape
 from sweeper.estimate import too_large
-from sweeper.spec import Override, SpecError, SweepSpec, Where
+from sweeper.spec import Override, SchedulerSpec, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)
 Source = TypeVar("Source", TaskSpec, Benchmark)
@@ -90,7 +90,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
         if i not in used:
             problems.append(f"overrides[{i}].where: {_no_match(override, trials.values())}")
     for trial in trials.values():
-        problems += _cannot_run(trial, data_root)
+        problems += _cannot_run(trial, settings.scheduler, data_root)
     if problems:
         raise SpecError(spec.source, list(dict.fromkeys(problems)))
     if resolve.moving:
@@ -177,8 +177,10 @@ class _Resolver:
         return self.seen.get(paths)
 
 
-def _cannot_run(trial: TrialSpec, root: Path) -> list[str]:
+def _cannot_run(trial: TrialSpec, scheduler: SchedulerSpec, root: Path) -> list[str]:
     """What of a trial's settings contradicts itself, or cannot fit."""
+    if scheduler.name == "race" and trial.objective is not None and trial.train.steps is None:
+        return ["scheduler: a race is held at steps; give train.steps rather than epochs"]
     try:
         check_shape(trial)
     except ValueError as error:

@@ -60,9 +60,9 @@ def cells_of(plan: Plan, store: Store) -> dict[Cell, list[Runner]]:
         result = folder.result() or {}
         scores = {int(row["step"]): _score(row, metric, sign) for row in folder.rows() if metric in row}
         ended = result.get("status") == "failed" or result.get("by") == "hand"
-        num_steps = trial.train.steps or max([result.get("step", 0), *scores])  # with epochs, the record knows
+        assert trial.train.steps is not None  # a plan with a race has no epochs
         cells.setdefault((trial.backbone.name, trial.task.name), []).append(
-            Runner(trial.key, trial.objective_label, num_steps, scores, trial.key in spared, ended)
+            Runner(trial.key, trial.objective_label, trial.train.steps, scores, trial.key in spared, ended)
         )
     return cells
 

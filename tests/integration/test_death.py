@@ -110,18 +110,25 @@ def test_killed_driver_continues_where_it_was(storage: Path, tmp_path: Path) -> 
         assert numbers(store, key) == numbers(Store(calm), key), key
 
 
-def test_killed_worker_of_a_pair_costs_only_the_steps_since_its_checkpoint(storage: Path, tmp_path: Path) -> None:
-    """One of two gloo workers is killed in the middle; the trial goes on in a new lane, the sweep succeeds."""
+@pytest.mark.parametrize("kind", ["RayTrainWorker", "TrainController"])
+def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
+    storage: Path, tmp_path: Path, kind: str
+) -> None:
+    """One of two gloo workers, or their controller; the trial goes on in a new lane, the sweep succeeds.
+
+    A lane takes all CPUs, so what a dead one has reserved must be given back.
+    """
+    half = (os.cpu_count() or 2) / 2
     spec = write_spec(
-        tmp_path, name="pair", train=TRAIN, execution={"workers": 2, "cpus_per_worker": 0.5}, concurrency=1
+        tmp_path, name="pair", train=TRAIN, execution={"workers": 2, "cpus_per_worker": half}, concurrency=1
     )
     store = Store(storage)
     driver = start(spec, storage)
     try:
         until("a plan", lambda: "pair" in store.sweeps())
-        victim = until("a checkpoint", lambda: under_way(store, "pair"))
-        worker = until("a worker", lambda: _train_worker(driver.pid))
-        os.kill(worker, signal.SIGKILL)
+        victim = until("a checkpoint", lambda: under_way(store, "pair") or _ended(driver, storage))
+        process = until(kind, lambda: _child(driver.pid, kind))
+        os.kill(process, signal.SIGKILL)
         assert driver.wait(timeout=300) == 0, (storage / "driver.log").read_text()
     finally:
         driver.kill()
@@ -135,9 +142,14 @@ def test_killed_worker_of_a_pair_costs_only_the_steps_since_its_checkpoint(stora
     assert {r.info.status for r in runs_of(storage, "pair")} == {"FINISHED"}
 
 
-def _train_worker(driver: int) -> int | None:
+def _ended(driver: subprocess.Popen[str], storage: Path) -> None:
+    """Nothing while the driver lives; else its log says more than a wait in vain."""
+    assert driver.poll() is None, (storage / "driver.log").read_text()
+
+
+def _child(driver: int, kind: str) -> int | None:
     for process in psutil.Process(driver).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
+        if kind in " ".join(process.cmdline()):
             return process.pid
     return None
 

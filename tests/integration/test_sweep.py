@@ -187,6 +187,15 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     assert all(states[key] == ("KILLED" if key in stopped else "FINISHED") for key in states)
     assert "by race" in (store.sweep_dir("race") / "report" / "report.html").read_text()
 
+    foreseen = sweeper("forecast", spec, "--noise", "0.3", "--json", storage=storage)
+    assert foreseen.returncode == 0, foreseen.stderr
+    rows = json.loads(foreseen.stdout)
+    assert {(row["objective"], row["noise"]) for row in rows} == {
+        (name, noise) for name in ("nll", "one-minus-p", "power a=2", "power a=10") for noise in (0.0, 0.3)
+    }
+    gain = {row["objective"]: row for row in rows if row["noise"] == 0}
+    assert gain["nll"]["nll"] > gain["power a=10"]["nll"]  # a backbone that has not learnt yet
+
     done = sweeper("revive", "race", storage=storage)
     assert done.returncode == 0, done.stderr
     assert {key: result["status"] for key, result in results().items()} == dict.fromkeys(results(), "finished")
@@ -242,13 +251,16 @@ def measured(store: Store, key: str) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
 
 
-def test_asha_stops_on_a_yardstick_and_spares_the_anchor(storage: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_tunes_schedulers_stop_on_a_yardstick_and_spare_the_anchor(
+    storage: Path, tmp_path: Path, scheduler: str
+) -> None:
     spec = write_spec(
         tmp_path,
         grid={**GRID, "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
               "objective": ["nll", "one-minus-p", {"name": "power", "alpha": [2, 10]}]},
         evaluation={"samples": 1, "max_new_tokens": 4, "batch_size": 64, "every": 10},
-        scheduler={"name": "asha", "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2},
+        scheduler={"name": scheduler, "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2},
         concurrency=1,
     )  # fmt: skip
     done = sweeper("run", spec, storage=storage)
