@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster import node as node_side
 from cluster.node import Node
+from jobs import network
 
 
 def start(node_id: str, name: str) -> Any:
@@ -15,7 +16,8 @@ def start(node_id: str, name: str) -> Any:
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    cloudpickle.register_pickle_by_value(node_side)  # a node need not have this package
+    for module in (node_side, network):
+        cloudpickle.register_pickle_by_value(module)  # a node need not have this package
     here = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(num_cpus=0)(Node).options(scheduling_strategy=here).remote(name)
 

@@ -44,7 +44,7 @@ def _all_reduce(backend: str, members: Sequence[Member], limit_s: float) -> AllR
     if isinstance(offered, str):
         return AllReduce(backend, names, None, {names[0]: offered})
     asked = {
-        str(rank): [member.actor.all_reduce.remote(rank, len(members), host, offered[0], backend, limit_s)]
+        str(rank): [member.actor.all_reduce.remote(rank, len(members), member.host, host, offered[0], backend, limit_s)]
         for rank, member in enumerate(members)
     }
     errors: dict[str, str] = {}

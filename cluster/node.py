@@ -1,7 +1,7 @@
 """What a node says of itself. Runs on every node of a cluster, also where this package is missing or another one:
 
-cluster/doctor.py sends this module by value, so it imports the standard library (and torch, inside), and answers in
-plain types.
+cluster/actors.py sends this module and jobs/network.py by value, so they import the standard library (and what every
+node has, inside functions), and answer in plain types.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from jobs.network import meet_at
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "mlflow")
 OWN = ("cluster", "jobs", "sweeper")
@@ -95,10 +97,14 @@ class Node:
             return int(offered.getsockname()[1])
 
     def all_reduce(
-        self, rank: int, world: int, host: str, port: int, backend: str, limit_s: float
+        self, rank: int, world: int, own: str, host: str, port: int, backend: str, limit_s: float
     ) -> tuple[float, str]:
-        """Sum 64 MB over all ranks as a trial would: (seconds of one such sum, what is wrong with it)."""
+        """Sum 64 MB over all ranks as a trial would: (seconds of one such sum, what is wrong with it).
+
+        own, host: addresses of this node and of rank 0's
+        """
         try:
+            meet_at(own)
             import torch
             import torch.distributed as dist
 

@@ -16,6 +16,8 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
+from jobs.network import meet_at
+
 LEAVE_S = 30.0  # for a group whose peer may be dead already
 
 
@@ -25,8 +27,12 @@ class _LaneBackend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        address, port = worker_group.execute_single(0, _free_address)
-        ray.get(worker_group.execute_async(_join, address, port))
+        try:
+            address, port = worker_group.execute_single(0, _free_address)
+            ray.get(worker_group.execute_async(_join, address, port))
+        except ray.exceptions.RayTaskError:  # Ray Train 2.60 would keep the workers' placement group
+            worker_group.shutdown()
+            raise
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they are ended next, left or not
@@ -55,6 +61,8 @@ def _join(address: str, port: int) -> None:
     import torch.distributed as dist
 
     context = ray.train.get_context()
+    if context.get_local_world_size() < context.get_world_size():
+        meet_at(ray.util.get_node_ip_address())
     os.environ.update(
         MASTER_ADDR=address,
         MASTER_PORT=str(port),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -28,6 +29,7 @@ from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
 FRUITLESS = 3  # lanes in a row that failed before their first trial: then none will come up
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, of a terminal
 SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
 
@@ -235,7 +237,7 @@ def free() -> dict[str, float]:
 def _reason(failure: TrainingFailedError) -> tuple[str, bool]:
     """Text of the failure, and whether a worker died (worth another try) rather than raised (not worth one)."""
     if not isinstance(failure, WorkerGroupError):
-        return str(failure), True
+        return COLOURS.sub("", str(failure)), True
     raised = [e for e in failure.worker_failures.values() if isinstance(e, UserExceptionWithTraceback)]
     died = len(raised) < len(failure.worker_failures)
-    return "\n".join(str(e) for e in failure.worker_failures.values()), died
+    return COLOURS.sub("", "\n".join(str(e) for e in failure.worker_failures.values())), died

@@ -40,7 +40,7 @@ def run(job: dict[str, Any], root: Path) -> None:
             raise Raised
         if stop_at is not None and due:
             assert save is not None
-            save(out / "checkpoint")
+            save(out / "checkpoint").wait()
             return False
         return True
 

@@ -1,0 +1,27 @@
+"""Which network interface a process group is to meet over."""
+
+from __future__ import annotations
+
+import os
+
+
+def meet_at(address: str) -> None:
+    """Let gloo use the interface that has this address, unless GLOO_SOCKET_IFNAME says another.
+
+    By itself gloo asks what this host's name stands for. Where that is a loopback address (Debian's 127.0.1.1) or
+    nothing at all, it tells the other hosts to connect to themselves.
+
+    address: of this host, as the others know it: the one that Ray uses
+    """
+    if (name := interface_of(address)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface with this IPv4 or IPv6 address; None: no interface here has it."""
+    import psutil
+
+    for name, found in psutil.net_if_addrs().items():
+        if any(a.address.split("%")[0] == address for a in found):
+            return name
+    return None
