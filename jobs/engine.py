@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from jobs.checkpoint_writer import CheckpointWriter, Parts
 from jobs.deepspeed_import import import_deepspeed
 from jobs.spec import TrainSpec, TrialSpec
 from jobs.zero import clips_here, deepspeed_config, zero_stage
@@ -60,9 +61,11 @@ def engine_for(trial: TrialSpec, model: nn.Module) -> Iterator[Any]:
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(trial))
     # one worker: nothing to reduce, and the reduction would copy every gradient twice
     engine.enable_backward_allreduce = zero_stage(trial) > 0 or dist.get_world_size() > 1
+    engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
     try:
         yield engine
     finally:
+        engine.checkpoint_engine.close()
         engine.destroy()
 
 
@@ -85,9 +88,14 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def save(engine: Any, state: dict[str, Any], folder: Path) -> None:
-    """Every rank writes its own shards into `folder`, with `state` beside them; a frozen reference stays out of it."""
+def save(engine: Any, state: dict[str, Any], folder: Path) -> Parts:
+    """Every rank writes its own shards into `folder`, with `state` beside them; a frozen reference stays out of it.
+
+    They are as they are now, whatever is trained until they are written.
+    """
     engine.save_checkpoint(str(folder), tag=TAG, client_state=state, exclude_frozen_parameters=True)
+    parts: Parts = engine.checkpoint_engine.take()
+    return parts
 
 
 def load(engine: Any, folder: Path) -> dict[str, Any]:

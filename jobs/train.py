@@ -2,8 +2,8 @@
 
     train(trial, root, report)
 
-`report(row, save, due)` takes one record, a function that writes this process's shards of a checkpoint into a
-directory (None where there is nothing to go on from), and whether a checkpoint is due; it answers whether to go on.
+`report(row, save, due)` takes one record, a function that begins to write this process's shards of a checkpoint into
+a directory (None where there is nothing to go on from), and whether a checkpoint is due; it answers whether to go on.
 With N processes each of them calls its own.
 """
 
@@ -25,6 +25,7 @@ from jobs import engine as ds
 from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
+from jobs.checkpoint_writer import Parts
 from jobs.corpus import Rows, corpus
 from jobs.data import Encoded, collate, global_batches
 from jobs.evaluate import Problem, answer_problems, answering, task_yardsticks, token_yardsticks
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Row = dict[str, float]
-Save = Callable[[Path], None]
+Save = Callable[[Path], Parts]
 Report = Callable[[Row, Save | None, bool], bool]
 KeepAnswers = Callable[[str, list[Problem]], None]
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 from ray.util import get_current_placement_group
 
+from jobs.checkpoint_writer import Parts
 from jobs.engine import device
 from jobs.evaluate import Problem
 from jobs.memory import Floor
@@ -82,6 +83,7 @@ class _Run:
         self.folder = TrialFolder(root / "trials" / self.key)
         self.last: Row = {}
         self.broken_off = self.held = False
+        self.writing: tuple[int, Parts] | None = None  # the checkpoint on its way to the disk, and its step
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
@@ -92,6 +94,7 @@ class _Run:
         resume_from = self._newest_checkpoint()
         facts: dict[str, Any] = {}
         complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts, self.keep_answers)
+        self._settle()
         if self.rank != 0:
             return
         if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
@@ -123,6 +126,7 @@ class _Run:
         if self.rank == 0:
             self.writer.write(row)
             self.last = self.last | row
+        self._settle(wait=False)
         # after its row: whoever resumes from a checkpoint does not come past that row again
         if due and save is not None:
             self._checkpoint(int(row["step"]), save)
@@ -140,6 +144,7 @@ class _Run:
             return True
         if not due:
             self._checkpoint(int(row["step"]), save)
+        self._settle()
         return False
 
     def keep_answers(self, name: str, problems: list[Problem]) -> None:
@@ -148,16 +153,28 @@ class _Run:
             self.folder.write_answers(name, [vars(p) | {"scores": [vars(s) for s in p.scores]} for p in problems])
 
     def _checkpoint(self, step: int, save: Save) -> None:
+        """Begin one; the one before it must be whole by then."""
+        self._settle()
         target = self.folder.checkpoint_dir(step)
         if self.rank == 0:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
         dist.barrier()
-        save(target)
+        self.writing = (step, save(target))
+
+    def _settle(self, wait: bool = True) -> None:
+        """Mark the checkpoint on its way as complete, if all ranks have written it; with `wait`, once they have."""
+        if self.writing is None:
+            return
+        step, parts = self.writing
+        if not wait and _on_any_rank(not parts.written()):
+            return
+        parts.wait()
         dist.barrier()
+        self.writing = None
         if self.rank == 0:
             self.folder.complete_checkpoint(step, KEEP_CHECKPOINTS)
-        self._tell_ray_train(step, target)
+        self._tell_ray_train(step, self.folder.checkpoint_dir(step))
 
     def _tell_ray_train(self, step: int, target: Path) -> None:
         """The shards belong to the trial's folder, not to the lane's run; Ray Train gets a pointer to them.

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from .conftest import write_spec
+
 ROOT = Path(__file__).parents[2]
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE")  # a test that trained in this process leaves them behind
 
@@ -64,3 +68,18 @@ def test_generate_says_the_same_with_either_cache() -> None:
 def test_leaks_finds_what_was_planted() -> None:
     result = run("leaks.py", "--train", "300", "--measured", "40", "--planted", "7")
     assert result["found"] == result["planted"] == 7
+
+
+def test_checkpoint_measures_ours_beside_deepspeed(tmp_path: Path) -> None:
+    result = run("checkpoint.py", "--layers", "1", "--rounds", "1", "--folder", str(tmp_path))
+    assert result["seconds"].keys() == {"deepspeed", "held up", "written"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_wall_tells_training_from_the_rest(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    result = run("sweep_wall.py", str(spec), "--set", "grid.backbone.0.pretrain_steps=0")
+    assert result["trials"] == 3
+    assert result["ratio"] > 1
+    parts = result["ideal_s"] + result["before_s"] + result["between_s"] + result["after_s"]
+    assert parts == pytest.approx(result["wall_s"])
