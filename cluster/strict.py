@@ -1,10 +1,11 @@
 """YAML that a user writes about a cluster: read as data, wrong files refused with where, what and what instead.
 
-sweeper/spec.py reads sweeps with the same loader; jobs/strict.py is the one module of jobs that this layer imports.
+sweeper/spec.py reads sweeps with the same loader; the one module of jobs that it imports is jobs/strict.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs.strict import Strict, nearest
 
-__all__ = ["Loader", "Strict", "ValuesError", "nearest", "parse", "read", "readable"]
+__all__ = ["Loader", "Strict", "ValuesError", "nearest", "parse", "read", "readable", "text_of"]
 
 
 class ValuesError(ValueError):
@@ -39,9 +40,19 @@ class Loader(yaml.SafeLoader):
 
 def read(path: Path, model: type[Model]) -> Model:
     """A file as a model. Raises ValuesError with every problem found."""
-    if not path.is_file():
-        raise ValuesError(str(path), ["no such file"])
-    return parse(path.read_text(encoding="utf-8"), path.name, model)
+    return parse(text_of(path, ValuesError), path.name, model)
+
+
+def text_of(path: Path, error: Callable[[str, list[str]], Exception]) -> str:
+    """What a file says. Raises error(where, [what]) in a line, whatever the reason is."""
+    try:
+        if not path.is_file():
+            raise error(str(path), ["no such file"])
+        return path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise error(str(path), [f"cannot be read: {problem.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise error(str(path), ["is no text in UTF-8"]) from None
 
 
 def parse(text: str, source: str, model: type[Model]) -> Model:

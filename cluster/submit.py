@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SWEEP = "sweeper.sweep"  # metadata of a driver's job
+STOPPED = 130  # exit status of a driver that was told to stop, as of a program that Ctrl-C has ended
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 0.5
 READY_S = 60  # how long a fresh head may take until it takes jobs
@@ -32,7 +33,11 @@ class ClusterError(ConnectionError):
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a sweep. id: <sweep>-<n>; status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """One attempt at a sweep.
+
+    id:     <sweep>-<n>
+    status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED (which Ray's own pages call FAILED)
+    """
 
     id: str
     sweep: str
@@ -186,10 +191,11 @@ def ours(log: str) -> str:
 
 
 def _job(details: Any) -> Job:
+    status = str(getattr(details.status, "value", details.status))
     return Job(
         id=str(details.submission_id),
         sweep=str((details.metadata or {}).get(SWEEP, "")),
-        status=str(getattr(details.status, "value", details.status)),
+        status="STOPPED" if status == "FAILED" and details.driver_exit_code == STOPPED else status,
         message=str(details.message or ""),
         started=details.start_time / 1000 if details.start_time else None,
         exit_code=details.driver_exit_code,

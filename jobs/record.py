@@ -46,9 +46,10 @@ class TrialFolder:
     def spec(self) -> TrialSpec:
         return TrialSpec.model_validate_json((self.path / "trial.json").read_text())
 
-    def started(self) -> float:
-        """Unix time, seconds."""
-        return (self.path / "trial.json").stat().st_mtime
+    def started(self) -> float | None:
+        """Unix time, seconds; None: no worker has had it yet."""
+        file = self.path / "trial.json"
+        return file.stat().st_mtime if file.exists() else None
 
     # rows
 

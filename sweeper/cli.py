@@ -1,4 +1,8 @@
-"""The command line. Exit status: 0 all trials done, 1 some failed or are not done, 2 the input was wrong."""
+"""The command line.
+
+Exit status: 0 all trials done, 1 some failed or are not done, 2 the input was wrong, 130 it was stopped (Ctrl-C,
+SIGTERM, `sweeper stop`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from collections.abc import Callable, Sequence
 from cluster.growth import GrowthError
 from cluster.resources import PlacementError
 from cluster.strict import ValuesError
+from cluster.submit import STOPPED
 from jobs.backbone import BackboneError
 from jobs.sources import TaskError
 from sweeper import (
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(args)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
-        return 1
+        return STOPPED
     except INPUT_ERRORS as error:
         print(error, file=sys.stderr)
         return 2

@@ -164,7 +164,7 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def _exit_status(job: Job) -> int:
-    """Of a sweep's driver: 0 all trials done, 1 not, 2 the input was wrong there."""
+    """Of a sweep's driver: 0 all trials done, 1 not, 2 the input was wrong there, 130 stopped."""
     return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")
 
 

@@ -29,7 +29,7 @@ class Progress:
         if trial.objective is not None:
             who += f" · seed {trial.seed}"
         if status == "failed":
-            score = "FAILED: " + str(result.get("error", "")).strip().splitlines()[-1][:150]
+            score = "FAILED: " + str(result.get("error", "")).strip().splitlines()[-1][:300]
         else:
             sampled, greedy = (result.get(f"task/accuracy_{how}", math.nan) for how in ("sampled", "greedy"))
             score = "" if math.isnan(sampled) else f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}"

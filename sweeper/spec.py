@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from cluster.strict import Loader, readable
+from cluster.strict import Loader, readable, text_of
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Positive, TaskSpec
@@ -126,9 +126,7 @@ def load_sweep(path: Path, profile: str | None = None, sets: Sequence[str] = ())
 
     profile: one of the file's `profiles`, merged over it; sets: 'train.steps=4', 'grid.seed.1=7', applied last
     """
-    if not path.is_file():
-        raise SpecError(str(path), ["no such file"])
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path, SpecError)
     if profile is not None or sets:
         text = variant(text, path.name, profile, sets)
     return parse_sweep(text, path.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,10 +164,12 @@ class Tracking:
     def _create(self, key: str, trial: TrialSpec) -> Run:
         objective = trial.objective.canonical() if trial.objective else None
         name = f"{trial.objective_label} · {trial.backbone.name} · {trial.task.name}"
+        folder = self.store.trial(key)
+        started = folder.started() or (folder.result() or {}).get("time", time.time())  # over before it began
         tags = {KEY: key, "sweeper.kind": "trial" if objective else "backbone", "mlflow.parentRunId": self.parent}
         run = self.client.create_run(
             self.experiment_id,
-            start_time=_ms(self.store.trial(key).started()),
+            start_time=_ms(started),
             run_name=f"{name} · s{trial.seed}" if objective else name,
             tags=tags,
         )

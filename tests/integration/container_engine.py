@@ -1,4 +1,7 @@
-"""A container engine for the tests: the one that is there, else one that `../shared/container-lab` brings up."""
+"""A container engine for the tests: the one that is there, else one that `../shared/container-lab` brings up.
+
+`python -m tests.integration.container_engine` makes the image, and leaves the engine up for test_compose.py.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Engine:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.env = {k: v for k, v in os.environ.items() if k != "COMPOSE_PROJECT_NAME"}
-        self.missing, self.lab, self.stops, self.build = "", False, False, None
+        self.missing, self.lab, self.build = "", False, None
         if os.environ.get("TEST_IMAGE_IS_BUILT") and has_engine(self.env):
             command = ["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE]  # while working on this test
         elif has_engine(self.env):
@@ -34,7 +37,8 @@ class Engine:
             self.env |= lab_settings()
             exports = subprocess.run([LAB, "env"], env=self.env, capture_output=True, text=True, check=True).stdout
             self.env |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
-            self.stops = not has_engine(self.env)
+            if not has_engine(self.env):
+                started_here(self.env).touch()
             command = [str(LAB), "deps", "daemon", "base", "postgres", "wheels", "image"]
         else:
             self.missing = (
@@ -55,15 +59,21 @@ class Engine:
             pytest.skip(f"the lab's engine does not come up here: {text[-1500:]}")
         assert code == 0, text[-4000:]
         took, waited = time.monotonic() - self.started, time.monotonic() - waited
-        print(f"image ready {took:.0f} s after the first test began, waited for {waited:.0f} s\n{text[-600:]}")
+        print(f"image ready after {took:.0f} s, waited for {waited:.0f} s of them\n{text[-600:]}")
         return self.env
 
     def stop(self) -> None:
         if self.build is not None and self.build.poll() is None:
             self.build.terminate()
             self.build.wait()
-        if self.stops:
+        if self.lab and started_here(self.env).exists():
             subprocess.run([LAB, "stop"], env=self.env, check=False)
+            started_here(self.env).unlink(missing_ok=True)
+
+
+def started_here(env: dict[str, str]) -> Path:
+    """A mark: the lab's engine was brought up by these tests, maybe by an earlier process of theirs."""
+    return Path(env["LAB_WORK"]) / "started-by-tests"
 
 
 def has_engine(env: dict[str, str]) -> bool:
@@ -85,3 +95,10 @@ def lab_settings() -> dict[str, str]:
         "LAB_WORK": str(work), "LAB_CTX": str(ROOT), "LAB_DOCKERFILE": str(ROOT / "docker" / "Dockerfile"),
         "LAB_REQ": str(work / "requirements.txt"), "LAB_IMAGE": IMAGE, "LAB_PIP": f"{sys.executable} -m pip",
     }  # fmt: skip
+
+
+if __name__ == "__main__":
+    engine = Engine()
+    if engine.build is not None:
+        code = engine.build.wait()
+        print(f"image: status {code} after {time.monotonic() - engine.started:.0f} s, see {engine.log}")

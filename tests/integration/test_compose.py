@@ -1,13 +1,15 @@
 """docker/ for real: the image built, head, two workers, MLflow and database up, a worker killed in the middle.
 
 An engine that is there is used as it is. Where there is none, `../shared/container-lab` brings one up (root only);
-where that is missing too, this is skipped. The image takes some eight minutes from nothing, beside the other tests.
+where that is missing too, this is skipped. The image takes some six minutes from nothing; `make integration` makes it
+beside the other tests.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -32,12 +34,15 @@ def lap(what: str, since: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def engine(containers: Engine | None) -> dict[str, str]:
+def engine() -> Iterator[dict[str, str]]:
     """The environment in which `docker` finds an engine that has our image."""
-    assert containers is not None
+    containers = Engine()
     if containers.missing:
         pytest.skip(containers.missing)
-    return containers.ready()
+    try:
+        yield containers.ready()
+    finally:
+        containers.stop()
 
 
 class Compose:
@@ -85,6 +90,7 @@ class Compose:
 @pytest.fixture(scope="module")
 def compose(engine: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     specs = tmp_path_factory.mktemp("specs")
+    specs.chmod(0o755)  # the containers' user reads it
     made = Compose(engine, specs)
     at = time.monotonic()
     try:
@@ -164,6 +170,23 @@ def test_no_secret_is_written_anywhere(compose: Compose, monkeypatch: pytest.Mon
         # Ray's own session folder too: that is what `ray job logs` and support bundles show
         hit = compose.head(f"grep -rlF {secret} /storage /tmp/ray 2>/dev/null || true").strip()
         assert not hit, f"{name} in {hit}"
+
+
+def test_the_make_targets_submit_fetch_the_report_and_stop(compose: Compose) -> None:
+    """`make cluster-quickstart` and `make cluster-down` as they are, on a smaller sweep of that name."""
+    write_spec(Path(compose.env["SPECS"]), name="quickstart")
+    fetched = ROOT / "cluster-report"
+    shutil.rmtree(fetched, ignore_errors=True)
+    followed = compose.run(["make", "cluster-quickstart"])
+    assert followed.returncode == 0, followed.stdout[-2000:] + followed.stderr[-2000:]
+    assert "3 trials" in followed.stdout
+    assert (fetched / "report.html").stat().st_size > 1000
+    shutil.rmtree(fetched)
+    stopped = compose.run(["make", "cluster-down"])
+    assert stopped.returncode == 0, stopped.stderr[-2000:]
+    assert not compose.containers()
+    volumes = compose.run(["docker", "volume", "ls", "--quiet"]).stdout.split()
+    assert any(name.startswith(compose.env["COMPOSE_PROJECT_NAME"]) for name in volumes)  # what was recorded stays
 
 
 def mlflow_runs(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

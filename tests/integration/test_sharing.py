@@ -31,16 +31,15 @@ def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, 
         "objective": ["nll", "one-minus-p"],
     }  # fmt: skip
     client("submit", write_spec(tmp_path, name="second", train=TRAIN | {"steps": 1500}, grid=grid, priority=1.0))
-    too_big = write_spec(tmp_path, name="too-big", train=TRAIN | {"batch_size": 33}, execution={"workers": 3})
-    refused = client("submit", too_big, "--follow", code=2)
-    assert "a trial needs 3 CPU (3 workers x 1), the cluster has 2" in refused.stdout
-
     (now, *_) = until("the second sweep training", lambda: under_way(store, "second"))
-    assert not client.facts("status", "first", code=1)["done"]  # it did not have to wait for the first
+    assert any(store.trial(key).result() is None for key in store.trials("first"))  # it did not have to wait for it
     assert client("stop", "second", now.key).stdout.strip() == f"{now.key}: stopped"
     result = now.result() or {}
     assert (result["status"], result["by"]) == ("stopped", "hand")
     assert int(now.checkpoints()[-1].name.removeprefix("step-")) == result["step"]
+    too_big = write_spec(tmp_path, name="too-big", train=TRAIN | {"batch_size": 33}, execution={"workers": 3})
+    refused = client("submit", too_big, "--follow", code=2)
+    assert "a trial needs 3 CPU (3 workers x 1), the cluster has 2" in refused.stdout
 
     assert client("wait", "first").returncode == 0
     assert client("wait", "second").returncode == 0

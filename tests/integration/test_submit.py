@@ -84,7 +84,7 @@ def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: P
     assert any("far: stopped" in words for words in said)
     assert all("far: stopped" in words or "far: not running" in words for words in said)
     assert mlflow_statuses(storage, "far") <= {"KILLED", "FINISHED"}
-    until("the job's end", lambda: client.facts("list")[0]["status"] != "RUNNING")
+    until("the job's end", lambda: client.facts("list")[0]["status"] == "STOPPED")
     assert "far: not running" in client("stop", "far").stdout
     assert "far: 3 trials, 0 done before" in client("logs", "far").stdout
     key = next(f.key for f in trials(store) if f.rows() and f.spec().objective is not None)

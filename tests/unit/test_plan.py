@@ -1,6 +1,7 @@
 """From YAML to trials: what is merged, what is named, what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,20 @@ def test_plan_prints_without_torch_ray_or_mlflow(capsys: pytest.CaptureFixture[s
 def test_plan_of_a_bad_file_exits_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.strip() == f"{tmp_path / 'none.yaml'}: no such file"
+    binary = tmp_path / "weights.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert main(["plan", str(binary)]) == 2
+    assert capsys.readouterr().err.strip() == f"{binary}: is no text in UTF-8"
+    assert main(["plan", "n" * 300]) == 2
+    assert capsys.readouterr().err.strip().endswith("cannot be read: File name too long")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.touch(mode=0o000)
+    assert main(["plan", str(file)]) == 2
+    assert capsys.readouterr().err.strip() == f"{file}: cannot be read: Permission denied"
 
 
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.yaml"))
