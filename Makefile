@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SWEEPS := sweeps
+COMPOSE_TEST := tests/integration/test_compose.py
 
 .PHONY: quickstart test unit integration lint setup smollm2 constraints clean
 .PHONY: cluster-up cluster-quickstart cluster-down cluster-clean
@@ -12,11 +13,14 @@ quickstart: setup  ## train the built-in continuum and report it, in minutes
 
 test: lint unit integration  ## all that CI runs
 
-unit: setup  ## seconds
-	$(BIN)/pytest -q tests/unit
+unit: setup  ## two minutes
+	$(BIN)/pytest -q -n 2 tests/unit
 
-integration: setup smollm2  ## real Ray, DeepSpeed, MLflow; minutes
-	$(BIN)/pytest -q -m integration tests/integration --durations=15
+# One at a time: each has workers of its own. The image for test_compose.py is made beside them.
+integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers; an hour
+	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
+	$(BIN)/pytest -q -m integration tests/integration --ignore=$(COMPOSE_TEST) --durations=25; code=$$?; \
+	wait $$image; $(BIN)/pytest -q -m integration $(COMPOSE_TEST) && exit $$code
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,32 +16,15 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from .container_engine import Engine
-
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
-
-
-LAST = "test_compose.py"  # its image is built in the background while the others run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
-    items.sort(key=lambda item: item.path.name == LAST)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def containers(request: pytest.FixtureRequest) -> Iterator[Engine | None]:
-    """The container engine with our image, being made from the first test on; None where it cannot or need not be."""
-    if not any(item.path.name == LAST for item in request.session.items):
-        yield None
-        return
-    engine = Engine()
-    yield engine
-    engine.stop()
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +84,13 @@ def write_spec(folder: Path, **parts: Any) -> Path:
     return path
 
 
-def until(what: str, found: Callable[[], T | None], timeout_s: float = 600) -> T:
+def until(what: str, found: Callable[[], T | None], timeout_s: float = 600, every_s: float = 0.05) -> T:
     """Wait for a condition."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if value := found():
             return value
-        time.sleep(0.05)
+        time.sleep(every_s)
     raise AssertionError(f"waited {timeout_s} s in vain for {what}")
 
 
@@ -132,9 +115,14 @@ class Head:
     """A head node with two CPUs and a token of its own, which may die and be started again where it was.
 
     address: Ray's; api: the Jobs API's; secret: the environment that gets in
+    cpus, options, env: what it offers, more flags of `ray start`, and what stands in its environment
     """
 
+    cpus = 2
+
     def __init__(self, token: Path) -> None:
+        self.options: list[str] = []
+        self.env: dict[str, str] = {}
         token.write_text("a" * 64)
         token.chmod(0o600)
         self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -143,14 +131,14 @@ class Head:
 
     def start(self) -> None:
         command = [
-            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2",
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={self.cpus}",
             f"--port={self.port}", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
             f"--dashboard-agent-listen-port={self.others[0]}", f"--ray-client-server-port={self.others[1]}",
-            "--disable-usage-stats",
+            "--disable-usage-stats", *self.options,
         ]  # fmt: skip
         self.process = subprocess.Popen(
-            command, env=environment() | self.secret, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, env=environment() | self.secret | self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         until("the head", lambda: answers(self.port) and answers(self.dashboard), timeout_s=120)
 

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -144,10 +145,18 @@ def _check_report(storage: Path, failed: set[str]) -> None:
 @pytest.mark.parametrize("lanes", [True, False])
 def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: bool, request: Any) -> None:
     """A trial in a lane, after others, equals the same trial in a worker group of its own."""
-    spec = write_spec(tmp_path, lanes=lanes, name=f"lanes-{lanes}")
+    grid = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+        "task": [{"builtin": "addition", "heldout_examples": 64, "score": {"kind": "similarity"}}],
+        "objective": ["nll", "one-minus-p"],
+        "seed": [1],
+    }
+    evaluation = {"samples": 4, "max_new_tokens": 4, "batch_size": 64, "base_temperatures": [0.001, 1]}
+    spec = write_spec(tmp_path, lanes=lanes, name=f"lanes-{lanes}", grid=grid, evaluation=evaluation)
     done = sweeper("run", spec, storage=storage)
     assert done.returncode == 0, done.stderr
     store = Store(storage)
+    _check_sampling(store, f"lanes-{lanes}")
     numbers = {
         key: [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
         for key in store.trials(f"lanes-{lanes}")
@@ -157,6 +166,25 @@ def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: boo
         cache.set("sweeper/lanes", numbers)
     else:
         assert cache.get("sweeper/lanes", None) == json.loads(json.dumps(numbers))
+
+
+def _check_sampling(store: Store, sweep: str) -> None:
+    """The scores of a row, from the answers that were kept; and what sharpening the backbone comes to."""
+    for key, trial in store.trials(sweep).items():
+        row = store.trial(key).rows()[-1]
+        (file,) = (store.trial(key).path / "answers").iterdir()
+        problems = store.trial(key).answers(file.name.removesuffix(".jsonl.gz"))
+        assert len(problems) == 64
+        values = [[score["value"] for score in problem["scores"]] for problem in problems]  # greedy first
+        assert {len(v) for v in values} == {1 + 4}
+        assert row["task/accuracy_greedy"] == pytest.approx(fmean(v[0] for v in values))
+        assert row["task/accuracy_sampled"] == pytest.approx(fmean(fmean(v[1:]) for v in values))
+        if trial.objective is None:
+            assert 0 < row["task/accuracy_greedy"] < 1
+            assert row["task/accuracy_at_t0.001"] == pytest.approx(row["task/accuracy_greedy"], abs=1e-6)
+            assert row["task/accuracy_at_t1"] == pytest.approx(row["task/accuracy_sampled"], abs=0.1)  # another draw
+        else:
+            assert not any("at_t" in name for name in row)
 
 
 def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Path, tmp_path: Path) -> None:
