@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SWEEPS := sweeps
 COMPOSE_TEST := tests/integration/test_compose.py
 
-.PHONY: quickstart test unit integration lint setup smollm2 constraints clean
+.PHONY: quickstart test test-long unit integration lint setup smollm2 constraints clean
 .PHONY: cluster-up cluster-quickstart cluster-down cluster-clean
 
 quickstart: setup  ## train the built-in continuum and report it, in minutes
@@ -17,10 +17,13 @@ unit: setup  ## two minutes
 	$(BIN)/pytest -q -n 2 tests/unit
 
 # One at a time: each has workers of its own. The image for test_compose.py is made beside them.
-integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers; an hour
+integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers; the greater part of an hour
 	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
-	$(BIN)/pytest -q -m integration tests/integration --ignore=$(COMPOSE_TEST) --durations=25; code=$$?; \
+	$(BIN)/pytest -q -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST) --durations=25; code=$$?; \
 	wait $$image; $(BIN)/pytest -q -m integration $(COMPOSE_TEST) && exit $$code
+
+test-long: setup smollm2  ## the integration tests that are too long for CI; an hour
+	$(BIN)/pytest -q -m long tests/integration --durations=0
 
 lint: setup
 	$(BIN)/ruff check .
