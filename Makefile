@@ -22,7 +22,7 @@ integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers; the grea
 	$(BIN)/pytest -q -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST) --durations=25; code=$$?; \
 	wait $$image; $(BIN)/pytest -q -m integration $(COMPOSE_TEST) && exit $$code
 
-test-long: setup smollm2  ## the integration tests that are too long for CI; an hour
+test-long: setup smollm2  ## the integration tests that are too long for CI
 	$(BIN)/pytest -q -m long tests/integration --durations=0
 
 lint: setup
