@@ -85,9 +85,10 @@ def environment() -> dict[str, str]:
 
 
 def write_spec(folder: Path, **parts: Any) -> Path:
-    """A sweep file (JSON is YAML) on the small backbones."""
+    """A sweep file (JSON is YAML) on the small backbones; one lane unless told, since each takes seconds to start."""
     spec = {
         "name": "small",
+        "concurrency": 1,
         "grid": {
             "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
             "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],

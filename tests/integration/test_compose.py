@@ -126,6 +126,7 @@ def test_a_sweep_survives_the_loss_of_a_worker(compose: Compose) -> None:
     at = time.monotonic()
     spec = write_spec(
         Path(compose.env["SPECS"]),
+        concurrency=None,
         train={"lr": 1e-3, "batch_size": 32, "steps": 600, "max_length": 32, "checkpoint_every": 20},
         overrides=[{"where": {"objective": "one-minus-p"}, "execution": {"workers": 2}}],
     )

@@ -127,7 +127,7 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
     }
     spec = write_spec(
         tmp_path, name="pair", grid=grid, train=TRAIN | {"steps": STEPS // 2},
-        execution={"workers": 2, "cpus_per_worker": half}, concurrency=1,
+        execution={"workers": 2, "cpus_per_worker": half},
     )  # fmt: skip
     store = Store(storage)
     driver = start(spec, storage)
@@ -152,7 +152,7 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
 def test_workers_that_cannot_meet_end_the_sweep_with_the_reason(storage: Path, tmp_path: Path) -> None:
     """A lane takes all CPUs: one that never came up must give them back, or the next one waits for ever."""
     half = (os.cpu_count() or 2) / 2
-    spec = write_spec(tmp_path, name="apart", execution={"workers": 2, "cpus_per_worker": half}, concurrency=1)
+    spec = write_spec(tmp_path, name="apart", execution={"workers": 2, "cpus_per_worker": half})
     done = sweeper("run", spec, storage=storage, env={"GLOO_SOCKET_IFNAME": "nowhere0"})
     assert done.returncode == 1, done.stdout + done.stderr
     store = Store(storage)

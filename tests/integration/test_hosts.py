@@ -149,7 +149,7 @@ def test_the_doctor_finds_a_firewall_that_lets_only_ray_through(hosts: Hosts, st
 
 def test_a_cable_cut_for_good_costs_no_trial(hosts: Hosts, storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
-        tmp_path, name="hosts", execution={"workers": 2},
+        tmp_path, name="hosts", execution={"workers": 2}, concurrency=None,
         train={"lr": 1e-3, "batch_size": 32, "steps": 150, "max_length": 32, "checkpoint_every": 10},
     )  # fmt: skip
     where = ["--address", f"http://{HEAD}:8265", "--python", sys.executable, "--storage", storage]

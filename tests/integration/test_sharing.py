@@ -24,13 +24,16 @@ def under_way(store: Store, sweep: str, step: int = 20) -> list[TrialFolder]:
 
 def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, tmp_path: Path) -> None:
     client, store = Client(head, storage), Store(storage)
-    client("submit", write_spec(tmp_path, name="first", train=TRAIN))
+    client("submit", write_spec(tmp_path, name="first", train=TRAIN, concurrency=None))
     until("both lanes of the first sweep", lambda: len(under_way(store, "first")) == 2)
     grid: dict[str, Any] = {
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}], "task": [{"builtin": "reversal"}],
         "objective": ["nll", "one-minus-p"],
     }  # fmt: skip
-    client("submit", write_spec(tmp_path, name="second", train=TRAIN | {"steps": 1500}, grid=grid, priority=1.0))
+    client(
+        "submit",
+        write_spec(tmp_path, name="second", train=TRAIN | {"steps": 1500}, grid=grid, priority=1.0, concurrency=None),
+    )
     (now, *_) = until("the second sweep training", lambda: under_way(store, "second"))
     assert any(store.trial(key).result() is None for key in store.trials("first"))  # it did not have to wait for it
     assert client("stop", "second", now.key).stdout.strip() == f"{now.key}: stopped"

@@ -56,7 +56,7 @@ def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
 
 def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
-        tmp_path, name="far",
+        tmp_path, name="far", concurrency=None,
         train={"lr": 1e-3, "batch_size": 32, "steps": 3000, "max_length": 32, "checkpoint_every": 10},
     )  # fmt: skip
     assert "no Ray token" in client("submit", spec, secret=False, code=2).stderr

@@ -58,7 +58,7 @@ def points(storage: Path, name: str = "small") -> dict[tuple[str, str], list[int
 
 
 def test_a_sweep_from_yaml_to_report(storage: Path, tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, grid=GRID, overrides=[BROKEN])
+    spec = write_spec(tmp_path, grid=GRID, overrides=[BROKEN], concurrency=None)
     done = sweeper("run", spec, storage=storage)
     assert done.returncode == 1, done.stderr  # two trials cannot work, and the sweep says so
     assert "2 trials failed" in done.stderr
@@ -197,7 +197,7 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     }
     evaluation = {"samples": 1, "max_new_tokens": 4, "batch_size": 32, "every": 10, "every_problems": 32}
     race = {"name": "race", "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2}
-    spec = write_spec(tmp_path, name="race", grid=grid, evaluation=evaluation, scheduler=race)
+    spec = write_spec(tmp_path, name="race", grid=grid, evaluation=evaluation, scheduler=race, concurrency=None)
     done = sweeper("run", spec, storage=storage)
     assert done.returncode == 0, done.stderr
     store = Store(storage)
@@ -260,7 +260,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(storage:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hungry\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[objective_continuum.objectives]\nhungry = hungry:HUNGRY\n")
     spec = write_spec(tmp_path, name="memory", grid=GRID | {"objective": ["nll", "hungry"], "backbone": [
-        {"builtin": "char-llama", "pretrain_steps": 60}], "seed": [1]}, concurrency=1)  # fmt: skip
+        {"builtin": "char-llama", "pretrain_steps": 60}], "seed": [1]})  # fmt: skip
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = sweeper("run", spec, storage=storage, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
@@ -289,7 +289,6 @@ def test_tunes_schedulers_stop_on_a_yardstick_and_spare_the_anchor(
               "objective": ["nll", "one-minus-p", {"name": "power", "alpha": [2, 10]}]},
         evaluation={"samples": 1, "max_new_tokens": 4, "batch_size": 64, "every": 10},
         scheduler={"name": scheduler, "metric": "heldout/nll", "grace_steps": 10, "reduction_factor": 2},
-        concurrency=1,
     )  # fmt: skip
     done = sweeper("run", spec, storage=storage)
     assert done.returncode == 0, done.stderr
