@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.files import make_dir
-from jobs.hf import import_transformers
+from jobs.hf import import_tokenizers, import_transformers
 from jobs.pretrain import builtin_dir
 from jobs.spec import BackboneSpec, Execution
 
@@ -176,10 +176,12 @@ def add_adapters(model: PreTrainedModel, backbone: BackboneSpec) -> None:
 
 def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBase:
     """Its tokenizer, with EOS as pad token where it has none. Raises BackboneError."""
-    hf = import_transformers()
+    hf = import_tokenizers()
     source, options = _source(backbone, root)
+    # ours are of this class; to find another's, transformers loads torch and all its configurations: 4 s
+    loader = hf.AutoTokenizer if backbone.builtin is None else hf.PreTrainedTokenizerFast
     try:
-        tokenizer = hf.AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = loader.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': its tokenizer: {_reason(error, backbone)}") from error
     if backbone.chat_template is not None:

@@ -8,8 +8,13 @@ from jobs.deepspeed_import import import_deepspeed
 
 
 def import_transformers() -> ModuleType:
-    """transformers imports DeepSpeed on the first model that it makes: ours, the lean way, must come first."""
+    """For models: transformers imports DeepSpeed on the first that it makes, so ours, the lean way, must come first."""
     import_deepspeed()
+    return import_tokenizers()
+
+
+def import_tokenizers() -> ModuleType:
+    """For tokenizers alone, which need neither DeepSpeed nor torch."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

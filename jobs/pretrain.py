@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.files import make_dir
-from jobs.hf import import_transformers
+from jobs.hf import import_tokenizers, import_transformers
 from jobs.tasks import LETTERS, builtin_split
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def char_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = import_transformers().PreTrainedTokenizerFast
+    fast = import_tokenizers().PreTrainedTokenizerFast
     return fast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[1])
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import json, sys
@@ -22,8 +23,8 @@ print(json.dumps({
 PLAIN = "import deepspeed, sys, json; print(json.dumps({'mlflow': 'mlflow' in sys.modules}))"
 
 
-def last_line(code: str) -> dict[str, object]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def last_line(code: str, *args: object) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -35,3 +36,23 @@ def test_lean_import_loads_neither_mlflow_nor_inductor_and_builds_nothing() -> N
 
 def test_the_plain_import_still_loads_mlflow() -> None:
     assert last_line(PLAIN)["mlflow"], "the shortcut for mlflow is no longer needed"
+
+
+TOKENIZER = """
+import json, sys
+from pathlib import Path
+from jobs.backbone import load_tokenizer
+from jobs.spec import BackboneSpec
+backbone, root = BackboneSpec(builtin="char-llama", pretrain_steps=60), Path(sys.argv[1])
+ours = load_tokenizer(backbone, root)
+seen = {"torch": "torch" in sys.modules, "deepspeed": "deepspeed" in sys.modules}
+from transformers import AutoTokenizer
+from jobs.backbone import local_dir
+from jobs.corpus import tokeniser_digest
+found = AutoTokenizer.from_pretrained(local_dir(backbone, root))
+print(json.dumps(seen | {"same": tokeniser_digest(ours) == tokeniser_digest(found)}))
+"""
+
+
+def test_a_built_in_tokenizer_needs_neither_torch_nor_deepspeed(backbones: Path) -> None:
+    assert last_line(TOKENIZER, backbones) == {"torch": False, "deepspeed": False, "same": True}
