@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEPS := sweeps
 COMPOSE_TEST := tests/integration/test_compose.py
+# of each test as it ends, for a run that is cut off
+TIMES := -v -o console_output_style=times
 
 .PHONY: quickstart test test-long unit integration lint setup smollm2 constraints clean
 .PHONY: cluster-up cluster-quickstart cluster-down cluster-clean
@@ -19,11 +21,11 @@ unit: setup  ## two minutes
 # One at a time: each has workers of its own. The image for test_compose.py is made beside them.
 integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers; the greater part of an hour
 	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
-	$(BIN)/pytest -q -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST) --durations=25; code=$$?; \
-	wait $$image; $(BIN)/pytest -q -m integration $(COMPOSE_TEST) && exit $$code
+	$(BIN)/pytest $(TIMES) -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST); code=$$?; \
+	wait $$image; $(BIN)/pytest $(TIMES) -m integration $(COMPOSE_TEST) && exit $$code
 
 test-long: setup smollm2  ## the integration tests that are too long for CI
-	$(BIN)/pytest -q -m long tests/integration --durations=0
+	$(BIN)/pytest $(TIMES) -m long tests/integration
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,16 +25,24 @@ class _LaneBackend(Backend):
     """One process group for all trials of a lane: NCCL where it has GPUs, else gloo."""
 
     share_cuda_visible_devices = True
+    joined = False
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        self.joined = False
         try:
             address, port = worker_group.execute_single(0, _free_address)
-            ray.get(worker_group.execute_async(_join, address, port))
-        except ray.exceptions.RayTaskError:  # Ray Train 2.60 would keep the workers' placement group
+            pending = worker_group.execute_async(_join, address, port)
+            while pending:  # who fails first, not who is first: the others wait for it
+                done, pending = ray.wait(pending)
+                ray.get(done)
+        except ray.exceptions.RayError:  # one raised, or died; Ray Train 2.60 would keep their placement group
             worker_group.shutdown()
             raise
+        self.joined = True
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        if not self.joined:  # who still waits for the others would not hear
+            return
         with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they are ended next, left or not
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_S)
 
