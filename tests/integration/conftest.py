@@ -22,18 +22,12 @@ T = TypeVar("T")
 # Minutes each: `make test-long` runs them, not CI (docs/log.md, 2026-11-24)
 LONG = (
     "test_benchmarks.py::",
-    "test_death.py::test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint[TrainController]",
-    "test_death.py::test_killed_driver_continues_where_it_was",
-    "test_death.py::test_workers_that_cannot_meet_end_the_sweep_with_the_reason",
-    "test_growth.py::",
     "test_gsm8k.py::",
-    "test_hosts.py::test_a_cable_cut_for_good_costs_no_trial",
     "test_paper.py::",
     "test_quickstart.py::",
     "test_rendered_cluster.py::",
     "test_sharing.py::",
     "test_sweep.py::test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end",
-    "test_sweep.py::test_tunes_schedulers_stop_on_a_yardstick_and_spare_the_anchor[median]",
 )
 
 

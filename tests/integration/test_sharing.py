@@ -24,7 +24,8 @@ def under_way(store: Store, sweep: str, step: int = 20) -> list[TrialFolder]:
 
 def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, tmp_path: Path) -> None:
     client, store = Client(head, storage), Store(storage)
-    client("submit", write_spec(tmp_path, name="first", train=TRAIN, concurrency=None))
+    # longer than any of this takes; it is ended by hand
+    client("submit", write_spec(tmp_path, name="first", train=TRAIN | {"steps": 150_000}, concurrency=None))
     until("both lanes of the first sweep", lambda: len(under_way(store, "first")) == 2)
     grid: dict[str, Any] = {
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}], "task": [{"builtin": "reversal"}],
@@ -35,7 +36,7 @@ def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, 
         write_spec(tmp_path, name="second", train=TRAIN | {"steps": 1500}, grid=grid, priority=1.0, concurrency=None),
     )
     (now, *_) = until("the second sweep training", lambda: under_way(store, "second"))
-    assert any(store.trial(key).result() is None for key in store.trials("first"))  # it did not have to wait for it
+    assert len(under_way(store, "first")) == 2  # it did not have to wait for its end
     assert client("stop", "second", now.key).stdout.strip() == f"{now.key}: stopped"
     result = now.result() or {}
     assert (result["status"], result["by"]) == ("stopped", "hand")
@@ -44,12 +45,20 @@ def test_two_sweeps_share_a_cluster_and_lose_nothing(head: Head, storage: Path, 
     refused = client("submit", too_big, "--follow", code=2)
     assert "a trial needs 3 CPU (3 workers x 1), the cluster has 2" in refused.stdout
 
-    assert client("wait", "first").returncode == 0
     assert client("wait", "second").returncode == 0
-    results = [store.trial(key).result() or {} for key in store.trials("first")]
-    assert {r["status"] for r in results} == {"finished"}
-    # one of the first sweep's trials made room, with a checkpoint that was not due, and went on from there
+    first = under_way(store, "first")
+    reached = {folder.key: folder.rows()[-1]["step"] for folder in first}
+    until("both go on", lambda: all(folder.rows()[-1]["step"] > reached[folder.key] for folder in first))
+    for folder in first:
+        client("stop", "first", folder.key)
+    assert client("wait", "first").returncode == 0
+    results = [folder.result() or {} for folder in first]
+    assert [r["status"] for r in results] == ["stopped", "stopped"]
+    # one of them made room, with a checkpoint that was not due, and went on from there; no step is there twice
     assert [r["resumed_from"] % 1500 for r in results if r.get("resumed_from")]
+    for folder in first:
+        steps = [row["step"] for row in folder.rows()]
+        assert steps == sorted(set(steps))
     assert {(store.trial(key).result() or {})["status"] for key in store.trials("second")} == {"finished", "stopped"}
     assert mlflow_statuses(storage, "second") == {"FINISHED", "KILLED"}
 
