@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.util import get_current_placement_group
 
 from jobs.network import meet_at
 
@@ -30,7 +31,7 @@ class _LaneBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         self.joined = False
         try:
-            address, port = worker_group.execute_single(0, _free_address)
+            address, port = worker_group.execute_single(0, _meeting_place, backend_config)
             pending = worker_group.execute_async(_join, address, port)
             while pending:  # who fails first, not who is first: the others wait for it
                 done, pending = ray.wait(pending)
@@ -49,15 +50,22 @@ class _LaneBackend(Backend):
 
 @dataclass
 class LaneConfig(BackendConfig):
-    """Names the backend to Ray Train."""
+    """Names the backend to Ray Train.
+
+    board, lane: who is told of the workers' placement group (sweeper/board.py), and under which name
+    """
+
+    board: Any
+    lane: str
 
     @property
     def backend_cls(self) -> type[Backend]:
         return _LaneBackend
 
 
-def _free_address() -> tuple[str, int]:
-    """Where rank 0 is to be met."""
+def _meeting_place(config: LaneConfig) -> tuple[str, int]:
+    """Where rank 0, which runs this, is to be met. Whoever must give back what they hold can do so from here on."""
+    ray.get(config.board.up.remote(config.lane, get_current_placement_group()))
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), int(probe.getsockname()[1])

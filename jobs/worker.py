@@ -22,7 +22,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
-from ray.util import get_current_placement_group
 
 from jobs.checkpoint_writer import Parts
 from jobs.engine import device
@@ -45,8 +44,6 @@ def serve(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(config["cpus"])))
     set_device()
     rank = ray.train.get_context().get_world_rank()
-    if rank == 0:
-        ray.get(config["board"].up.remote(config["lane"], get_current_placement_group()))
     floor = Floor()
     for index in itertools.count():
         job = ray.get(config["board"].next_job.remote(config["lane"], index))

@@ -89,11 +89,11 @@ class Board:
         self.lane_shape[lane] = shape
 
     async def up(self, lane: str, group: Any) -> None:
-        """Its workers are there, in this placement group."""
+        """Its workers are there, in this placement group, and will meet."""
         self.groups[lane] = group
 
     async def group_of(self, lane: str) -> Any:
-        """The placement group of a lane that came up, for whoever must remove it; else None."""
+        """The placement group of a lane whose workers were there, for whoever must remove it; else None."""
         return self.groups.get(lane)
 
     async def next_job(self, lane: str, index: int) -> Message | None:

@@ -180,8 +180,8 @@ class LanePool:
             error, died = _reason(failure)
         except ray.exceptions.RayError as lost:  # its controller's host is gone, or cannot be reached
             error, died = str(lost), True
-            if (group := ray.get(self.board.group_of.remote(name))) is not None:
-                remove_placement_group(group)  # nobody else does, as long as this driver lives
+        if error is not None and (group := ray.get(self.board.group_of.remote(name))) is not None:
+            remove_placement_group(group)  # what its controller has left, nobody else removes while this driver lives
         lane = self.lanes[name]
         if error is not None and is_out_of_memory(error):
             self._make_room(name)
@@ -219,7 +219,7 @@ class LanePool:
                 use_gpu=shape.gpus > 0,
                 resources_per_worker=shape.each,
             ),
-            backend_config=LaneConfig(),
+            backend_config=LaneConfig(self.board, name),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(self.folder),
