@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,9 @@ def _ended(driver: subprocess.Popen[str], storage: Path) -> None:
 
 def _child(driver: int, kind: str) -> int | None:
     for process in psutil.Process(driver).children(recursive=True):
-        if kind in " ".join(process.cmdline()):
-            return process.pid
+        with suppress(psutil.NoSuchProcess):  # gone since it was listed
+            if kind in " ".join(process.cmdline()):
+                return process.pid
     return None
 
 
