@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
-# Minutes each: `make test-long` runs them, not CI (docs/log.md, 2026-11-24)
+# Five minutes each: `make test-long` runs them, not CI
+LONG = ("test_quickstart.py::", "test_sharing.py::")
 LONG = (
     "test_benchmarks.py::",
     "test_gsm8k.py::",
@@ -49,12 +51,24 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database as it is after all its migrations, which cost more than many a sweep."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    root = tmp_path_factory.mktemp("mlflow")
+    store = SqlAlchemyStore(f"sqlite:///{root / 'mlflow.db'}", str(root / "unused"))
+    store.engine.dispose()
+    return root / "mlflow.db"
+
+
 @pytest.fixture
-def storage(backbones: Path, tmp_path: Path) -> Path:
-    """A fresh storage that shares the pre-trained backbones."""
+def storage(backbones: Path, empty_mlflow: Path, tmp_path: Path) -> Path:
+    """A fresh storage that shares the pre-trained backbones and begins with an empty database."""
     root = tmp_path / "storage"
     root.mkdir()
     (root / "backbones").symlink_to(backbones / "backbones")
+    shutil.copy(empty_mlflow, root)
     return root
 
 
