@@ -22,15 +22,6 @@ STEPS = (0, 60)
 T = TypeVar("T")
 # Five minutes each: `make test-long` runs them, not CI
 LONG = ("test_quickstart.py::", "test_sharing.py::")
-LONG = (
-    "test_benchmarks.py::",
-    "test_gsm8k.py::",
-    "test_paper.py::",
-    "test_quickstart.py::",
-    "test_rendered_cluster.py::",
-    "test_sharing.py::",
-    "test_sweep.py::test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
