@@ -78,7 +78,7 @@ def test_checkpoint_measures_ours_beside_deepspeed(tmp_path: Path) -> None:
 
 def test_sweep_wall_tells_training_from_the_rest(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
-    result = run("sweep_wall.py", str(spec), "--set", "grid.backbone.0.pretrain_steps=0")
+    result = run("sweep_wall.py", str(spec), "--prepared", "--set", "grid.backbone.0.pretrain_steps=0")
     assert result["trials"] == 3
     assert result["ratio"] > 1
     parts = result["ideal_s"] + result["before_s"] + result["between_s"] + result["after_s"]
