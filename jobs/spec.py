@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -334,7 +334,9 @@ class Execution(Strict):
 
     workers: Positive = 1
     cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0, description="auto: a share of one, by what the first trial of a kind was measured to take"
+    )
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="keep them in host memory: the optimiser's state (ZeRO 1 to 3), parameters too (ZeRO 3)"
@@ -352,6 +354,16 @@ class Execution(Strict):
     memory_gb: float | None = Field(
         None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
     )
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether shares of GPUs are measured."""
+        return self.gpus_per_worker == "auto"
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a worker; a whole one while nobody knows which share will do."""
+        return 1.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
 
 class TrialSpec(Strict):
