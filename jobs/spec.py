@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -334,7 +334,7 @@ class Execution(Strict):
 
     workers: Positive = 1
     cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    gpus_per_worker: float | Literal["auto"] = Field(
         0.0, description="auto: a share of one, by what the first trial of a kind was measured to take"
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
@@ -354,6 +354,15 @@ class Execution(Strict):
     memory_gb: float | None = Field(
         None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
     )
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _can_be_given(cls, value: Any) -> Any:
+        """Ray gives a part of one card, or whole ones."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value == "auto" or (number and (0 <= value <= 1 or (value > 1 and value == int(value)))):
+            return value
+        raise ValueError(f"a fraction of a GPU, a whole number of them, or auto; got {value!r}")
 
     @property
     def is_auto(self) -> bool:

@@ -26,17 +26,19 @@ HERE = pathlib.Path(__file__).parent / "met"
 
 def together(t):
     '''Goes on once four processes are here.'''
-    HERE.mkdir(exist_ok=True)
-    (HERE / str(os.getpid())).touch()
-    end = time.monotonic() + 120
-    while len(list(HERE.iterdir())) < 4:
-        assert time.monotonic() < end, "alone"
-        time.sleep(0.1)
+    if torch.distributed.is_initialized():  # not where the report draws it
+        HERE.mkdir(exist_ok=True)
+        (HERE / str(os.getpid())).touch()
+        end = time.monotonic() + 120
+        while len(list(HERE.iterdir())) < 4:
+            assert time.monotonic() < end, "alone"
+            time.sleep(0.1)
     return -t.logp
 
 def hungry(t):
     '''Asks for more than a quarter of the memory, and touches none of it.'''
-    torch.empty(%d, dtype=torch.uint8)
+    if torch.distributed.is_initialized():
+        torch.empty(%d, dtype=torch.uint8)
     return -t.logp
 
 TOGETHER = Objective("together", together, "-log p", "a test")

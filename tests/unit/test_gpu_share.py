@@ -20,6 +20,10 @@ from jobs.zero import check_shape
 from sweeper.board import Board, Place
 from sweeper.gpu_memory import larger_share, placed, remember, shape_of, smallest_shape, why_whole
 from sweeper.gpu_share import MARGIN, MOST, Measure, after_out_of_memory, in_words, parts, parts_of, share
+from sweeper.plan import make_plan
+from sweeper.spec import parse_sweep
+from sweeper.store import Store
+from sweeper.table import plan_facts, print_plan
 
 from .test_fitting import other
 from .test_settings import trial
@@ -105,10 +109,29 @@ def test_who_never_shares_has_whole_cards_and_says_why(tmp_path: Path) -> None:
     assert placed(trial(), tmp_path) == Place(Shape(1, 1, 0))
     with pytest.raises(ValueError, match="NCCL has no two workers of a trial on one card"):
         check_shape(other(trial(batch_size=8), execution={"gpus_per_worker": 0.5, "workers": 2}))
-    for wrong in (-1, "some"):
-        with pytest.raises(ValidationError, match="gpus_per_worker"):
+    for wrong in (-1, 1.5, "some"):
+        with pytest.raises(ValidationError, match="a fraction of a GPU, a whole number of them, or auto; got"):
             Execution.model_validate({"gpus_per_worker": wrong})
     assert auto().key == trial(batch_size=8).key
+
+
+def test_the_plan_says_what_is_measured_and_what_is_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+name: shared
+grid: {backbone: [{builtin: char-llama, pretrain_steps: 0}], task: [{builtin: addition}], objective: [nll, one-minus-p]}
+train: {lr: 1e-3, steps: 10}
+execution: {gpus_per_worker: auto}
+"""
+    plan, store = make_plan(parse_sweep(text, "shared.yaml"), tmp_path), Store(tmp_path)
+    facts = plan_facts(plan, store)
+    assert [(t["gpus"], t["gpus_from"]) for t in facts["trials"]] == [(1, "unmeasured")] * 3
+    assert "2 kinds are not measured yet" in facts["gpu_shares"][0]
+    remember(plan.trials[-1], Measure(6 * GIB, GIB, 24 * GIB), tmp_path)
+    facts = plan_facts(plan, store)
+    assert [t["gpus_from"] for t in facts["trials"]] == ["unmeasured", "measured", "measured"]
+    assert facts["trials"][-1]["gpus"] == share(2)
+    print_plan(facts)
+    assert "addition, trained: took 7.0 GiB of 24.0 GiB, gets 1/2 of a GPU" in capsys.readouterr().out
 
 
 def test_one_trial_of_an_unmeasured_kind_runs_and_the_others_wait_for_their_places() -> None:
