@@ -7,6 +7,7 @@ stands for an equal part of the host's memory.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from pathlib import Path
 from typing import Protocol
@@ -54,16 +55,18 @@ class HostMeter:
 
     def __init__(self, cards: float) -> None:
         self.total = int(host_bytes() / max(1.0, cards))
+        self.limit, self.hard = resource.getrlimit(resource.RLIMIT_DATA)
 
     def begin(self, share: float, outside: int) -> None:
         if not STATUS.exists():  # macOS: nothing is known, and nothing is kept
             return
-        CLEAR.write_text("5")  # the peak counts from here
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        # address space that may still be written to, so that torch's allocator is refused and says so
-        most = _status("VmData") + max(0, int(share * self.total) - _status("VmRSS"))
-        limit = hard if share >= 1 else most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        with contextlib.suppress(OSError):  # a kernel without it: the peak is the process' own, which is no less
+            CLEAR.write_text("5")  # the peak counts from here
+        limit = self.limit
+        if share < 1:  # address space that may still be written to: torch's allocator is refused more, and says so
+            most = _status("VmData") + max(0, int(share * self.total) - _status("VmRSS"))
+            limit = most if limit == resource.RLIM_INFINITY else min(most, limit)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, self.hard))
 
     def read(self) -> dict[str, int]:
         return {"peak_bytes": _status("VmHWM"), "outside_bytes": 0, "total_bytes": self.total}

@@ -206,11 +206,10 @@ class Board:
         return taken
 
     async def place(self, places: dict[str, Place], specs: dict[str, str]) -> None:
-        """Where trials are placed from now on, and how they run; all that was measured so far is in it."""
+        """Where trials are placed from now on, and how they run."""
         self.places |= places
         self.specs |= specs
-        pending = {self._unmeasured(key) for key, _ in self.measures}
-        self.settling &= {kind for kind in pending if kind}
+        self.settling &= {kind for kind in map(self._unmeasured, self.places) if kind}
         await self._wake()
 
     async def close(self, lane: str, break_off: bool = False) -> None:

@@ -24,7 +24,8 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
     trials = []
     for trial in plan.trials:
         cost = estimate(trial, store.root, seconds.get((trial.backbone.name, trial.task.name)))
-        place = placed(fitting(trial, store.root), store.root)
+        # fixed shares need nothing of the storage
+        place = placed(fitting(trial, store.root) if may_share(trial) else trial, store.root)
         trials.append(
             {
                 "key": trial.key,
@@ -67,13 +68,15 @@ def _gpu_shares(plan: Plan, store: Store) -> list[str]:
     lines: dict[str, None] = {}
     kinds: dict[str, None] = {}
     for trial in plan.trials:
-        fit = fitting(trial, store.root)
-        place, known = placed(fit, store.root), measured(fit, store.root)
         if (reason := why_whole(trial)) is not None:
             lines[f"{trial.backbone.name} gets whole GPUs: {reason}"] = None
-        elif place.unmeasured is not None:
+        if not may_share(trial):
+            continue
+        fit = fitting(trial, store.root)
+        place, known = placed(fit, store.root), measured(fit, store.root)
+        if place.unmeasured is not None:
             kinds[place.unmeasured] = None
-        elif known is not None and may_share(trial):
+        elif known is not None:
             what = "trained" if trial.objective is not None else "measured as it is"
             took, of = _size(known.peak_bytes + known.outside_bytes), _size(known.total_bytes)
             gets = in_words(parts_of(place.shape.gpus))

@@ -154,6 +154,8 @@ def test_one_trial_of_an_unmeasured_kind_runs_and_the_others_wait_for_their_plac
         await asyncio.sleep(0.01)
         assert not waiting.done()  # the driver has not said where to
         assert await board.take_measures() == [("b", {"peak_bytes": 1})]
+        await board.place({}, {})  # of another kind
+        assert not waiting.done()
         await board.place({key: Place("quarter", outside=7) for key in "abc"}, {"c": "new"})
         job = await board.next_job("part", 0) or {}
         assert (job["key"], job["spec"], job["outside"]) == ("c", "new", 7)
