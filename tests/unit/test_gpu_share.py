@@ -24,6 +24,7 @@ from sweeper.plan import make_plan
 from sweeper.spec import parse_sweep
 from sweeper.store import Store
 from sweeper.table import plan_facts, print_plan
+from sweeper.tracking import _memory_tags
 
 from .test_fitting import other
 from .test_settings import trial
@@ -132,6 +133,12 @@ execution: {gpus_per_worker: auto}
     assert facts["trials"][-1]["gpus"] == share(2)
     print_plan(facts)
     assert "addition, trained: took 7.0 GiB of 24.0 GiB, gets 1/2 of a GPU" in capsys.readouterr().out
+
+
+def test_mlflow_is_told_the_largest_need_and_the_share() -> None:
+    memory = {"gpus": 0.25, "peak_bytes": [GIB, 3 * GIB], "outside_bytes": [GIB, 0], "total_bytes": [80 * GIB] * 2}
+    assert _memory_tags(memory) == {"memory.peak_gib": "3.00", "memory.gpus_per_worker": "0.25"}
+    assert _memory_tags(None) == {}  # recorded before there were measures
 
 
 def test_one_trial_of_an_unmeasured_kind_runs_and_the_others_wait_for_their_places() -> None:
