@@ -17,24 +17,38 @@ ENDS = ("finished", "stopped", "failed", "held")
 
 @dataclass(frozen=True)
 class State:
-    """left: trials that are not over, by shape; busy: lanes that are up, with the trial that each runs (None: idle)."""
+    """left: trials that are not over and may run, by shape; busy: lanes that are up, with the trial that each runs
+    (None: idle); cards: of lanes that have GPUs, the node and the card.
+    """
 
     left: dict[Any, int]
     busy: dict[str, str | None]
+    cards: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial occupies. unmeasured: its kind, while nobody knows how much memory that takes; of these, one trial
+    runs at a time. outside: bytes of its share of a GPU that torch's allocator does not get.
+    """
+
+    shape: Any
+    unmeasured: str | None = None
+    outside: int = 0
 
 
 class Board:
     """The mailbox of one sweep.
 
     specs:  key -> TrialSpec as JSON
-    shapes: key -> what the trial occupies; a lane serves trials of its own shape
+    places: key -> what the trial occupies; a lane serves trials of its own shape
     wait:   whether trials wait for a scheduler's word at every evaluation
 
     A trial that is held at a step writes a checkpoint there and ends ('held') until it is posted again.
     """
 
-    def __init__(self, specs: dict[str, str], shapes: dict[str, Any], wait: bool, jobs_per_lane: int | None) -> None:
-        self.specs, self.shapes, self.wait, self.jobs_per_lane = specs, shapes, wait, jobs_per_lane
+    def __init__(self, specs: dict[str, str], places: dict[str, Place], wait: bool, jobs_per_lane: int | None) -> None:
+        self.specs, self.places, self.wait, self.jobs_per_lane = specs, places, wait, jobs_per_lane
         self.changed = asyncio.Condition()
         self.posted: deque[str] = deque()
         self.lanes: dict[str, list[str]] = defaultdict(list)  # keys that a lane was given, in order
@@ -45,6 +59,9 @@ class Board:
         self.ended: set[str] = set()  # at their end, until they are posted again
         self.lane_shape: dict[str, Any] = {}
         self.groups: dict[str, Any] = {}  # a lane's placement group
+        self.cards: dict[str, str] = {}
+        self.measures: list[tuple[str, Message]] = []  # what trials took of memory, until the driver asks
+        self.settling: set[str] = set()  # kinds that were measured and wait for their places
         self.words: dict[str, list[str | None]] = defaultdict(list)  # to a lane: break this trial off; None: exit
         self.dropped: set[str] = set()  # stopped by hand
         self.hold_at: dict[str, int] = {}  # key -> step
@@ -88,9 +105,11 @@ class Board:
         """A lane is being brought up."""
         self.lane_shape[lane] = shape
 
-    async def up(self, lane: str, group: Any) -> None:
-        """Its workers are there, in this placement group, and will meet."""
+    async def up(self, lane: str, group: Any, card: str = "") -> None:
+        """Its workers are there, in this placement group, and will meet. card: of the first worker, if it has GPUs."""
         self.groups[lane] = group
+        if card:
+            self.cards[lane] = card
 
     async def group_of(self, lane: str) -> Any:
         """The placement group of a lane whose workers were there, for whoever must remove it; else None."""
@@ -106,14 +125,19 @@ class Board:
             return None
         key = keys[index]
         self.given[lane] = self.specs[key]
-        return {"key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key)}
+        return {
+            "key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key),
+            "outside": self.places[key].outside,
+        }  # fmt: skip
 
     def _give(self, lane: str, index: int) -> bool:
         keys = self.lanes[lane]
         spent = self.jobs_per_lane is not None and index >= self.jobs_per_lane
         if index < len(keys) or lane in self.closing or spent:
             return True
-        key = next((key for key in self.posted if self.shapes[key] == self.lane_shape[lane]), None)
+        measuring = self.settling | {self._unmeasured(self._running(other)) for other in self.lanes} - {None}
+        mine = (key for key in self.posted if self.places[key].shape == self.lane_shape[lane])
+        key = next((key for key in mine if self.places[key].unmeasured not in measuring), None)
         if key is None:
             return False
         self.posted.remove(key)
@@ -134,6 +158,11 @@ class Board:
             self.posted.appendleft(key)
             await self._wake()
         return False
+
+    async def measured(self, key: str, measure: Message) -> None:
+        """What a trial took of memory, before its end is said: others of its kind wait for the places that follow."""
+        self.measures.append((key, measure))
+        self.settling |= {kind for kind in (self._unmeasured(key),) if kind}
 
     async def say(self, key: str, message: Message) -> None:
         self.messages[key].append(message)
@@ -161,8 +190,27 @@ class Board:
 
     async def state(self) -> State:
         """Where the sweep stands, for whoever opens and closes lanes."""
-        left = Counter(self.shapes[key] for key in self.specs if key not in self.ended)
-        return State(dict(left), {lane: self._running(lane) for lane in self.lanes})
+        left: Counter[Any] = Counter()
+        waits = set[str]()
+        for key, place in self.places.items():
+            if key in self.ended or place.unmeasured in waits:
+                continue
+            left[place.shape] += 1
+            if place.unmeasured:  # the others of its kind wait for it
+                waits.add(place.unmeasured)
+        return State(dict(left), {lane: self._running(lane) for lane in self.lanes}, dict(self.cards))
+
+    async def take_measures(self) -> list[tuple[str, Message]]:
+        """What was measured since the last time."""
+        taken, self.measures = self.measures, []
+        return taken
+
+    async def place(self, places: dict[str, Place], specs: dict[str, str]) -> None:
+        """Where trials are placed from now on, and how they run."""
+        self.places |= places
+        self.specs |= specs
+        self.settling &= {kind for kind in map(self._unmeasured, self.places) if kind}
+        await self._wake()
 
     async def close(self, lane: str, break_off: bool = False) -> None:
         """The lane is to end after its trial; with break_off after its next row, and the trial goes elsewhere."""
@@ -205,10 +253,10 @@ class Board:
         key = self._running(lane)
         return None if key is None else (key, self.given[lane])
 
-    async def try_again(self, lane: str, key: str, specs: dict[str, str]) -> None:
-        """A lane that has ended ran out of memory: these specs hold from now on, and its trial is the next one."""
+    async def try_again(self, lane: str, key: str, specs: dict[str, str], places: dict[str, Place]) -> None:
+        """A lane that has ended ran out of memory: all this holds from now on, and its trial is the next one."""
         self.lanes.pop(lane, None)
-        self.specs |= specs
+        await self.place(places, specs)
         self.posted.appendleft(key)
         await self._wake()
 
@@ -217,6 +265,8 @@ class Board:
         keys = self.lanes.pop(lane, [])
         self.lane_shape.pop(lane, None)
         self.groups.pop(lane, None)
+        self.cards.pop(lane, None)
+        await self._wake()  # the trial that it was to measure may be another's now
         if error is None or not keys or keys[-1] in self.ended or keys[-1] in self.posted:
             return None
         await self.say(keys[-1], {"kind": "failed", "error": error, "died": died})
@@ -226,6 +276,10 @@ class Board:
         """The trial that a lane was given last, if it is not at its end and not given back."""
         key = next(iter(self.lanes.get(lane, [])[-1:]), None)
         return None if key is None or key in self.ended or key in self.posted else key
+
+    def _unmeasured(self, key: str | None) -> str | None:
+        """The kind of a trial, if nobody knows how much memory that takes."""
+        return None if key is None else self.places[key].unmeasured
 
     async def _wake(self) -> None:
         async with self.changed:

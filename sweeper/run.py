@@ -16,9 +16,10 @@ from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
 from jobs.pretrain import pretrain
-from jobs.spec import Execution, TrialSpec
+from jobs.spec import TrialSpec
 from sweeper import control
 from sweeper.fitting import fitting
+from sweeper.gpu_memory import placed, shape_of, smallest_shape
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
@@ -120,17 +121,18 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
 
     settings = plan.spec.settings
     scheduler = make_scheduler(plan, store)
-    shapes = {trial.key: shape_of(trial.execution) for trial in pending}
     trials = {trial.key: fitting(trial, store.root) for trial in pending}
+    places = {key: placed(trial, store.root) for key, trial in trials.items()}
+    shapes = {shape for trial in pending for shape in (shape_of(trial.execution), smallest_shape(trial))}
     specs = {key: trial.model_dump_json() for key, trial in trials.items()}
     # on the head, which a sweep cannot do without; any other node may go
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
-        specs, shapes, scheduler is not None, None if settings.lanes else 1
+        specs, places, scheduler is not None, None if settings.lanes else 1
     )
-    count = _most_lanes(set(shapes.values()), settings.concurrency or len(pending), grows=address is not None)
+    count = _most_lanes(shapes, settings.concurrency or len(pending), grows=address is not None)
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
-        board, trials, store.root, settings.name, share, settings.concurrency,
+        board, trials, places, store.root, settings.name, share, settings.concurrency,
         partial(control.stop_requests, store, settings.name), say.line,
     ):  # fmt: skip
         prepare(pending, store.root, read)  # while the lanes come up
@@ -193,11 +195,6 @@ def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterato
         yield todo
         tried |= todo
         first = {}
-
-
-def shape_of(execution: Execution) -> Shape:
-    """What a trial occupies."""
-    return Shape(execution.workers, execution.cpus_per_worker, execution.gpus_per_worker)
 
 
 def _most_lanes(shapes: set[Shape], most: int, grows: bool) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sweeper.board import Board
+from sweeper.board import Board, Place
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -15,8 +15,8 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 def board(wait: bool = False, jobs_per_lane: int | None = None, big: tuple[str, ...] = ()) -> Board:
     """Two trials; those in `big` need a lane of another shape."""
-    shapes = {key: "big" if key in big else "small" for key in ("a", "b")}
-    made = Board({"a": "{}", "b": "{}"}, shapes, wait, jobs_per_lane)
+    places = {key: Place("big" if key in big else "small") for key in ("a", "b")}
+    made = Board({"a": "{}", "b": "{}"}, places, wait, jobs_per_lane)
     made.lane_shape = {"lane": "small", "other": "small", "wide": "big"}
     return made
 
@@ -218,7 +218,7 @@ def test_what_ran_out_of_memory_comes_again_first_with_its_new_spec_and_nobody_h
         await b.post("b")
         await b.next_job("lane", 0)
         assert await b.running_in("lane") == ("a", "{}")
-        await b.try_again("lane", "a", {"a": "less", "b": "less"})
+        await b.try_again("lane", "a", {"a": "less", "b": "less"}, {})
         assert await b.lane_ended("lane", "out of memory", died=False) is None
         assert await b.running_in("lane") is None
         jobs = [await b.next_job("other", index) or {} for index in range(2)]
