@@ -1,4 +1,4 @@
-"""How much of a sweep's wall time is not training: python benchmarks/sweep_wall.py [SPEC] [--set KEY=VALUE] [--prepared]
+"""How much of a sweep's wall time is not training: python benchmarks/sweep_wall.py [SPEC] [--set KEY=VALUE] [--json]
 
 Runs the sweep (default: examples/quickstart.yaml) in a fresh storage and compares its wall time, from the command to
 its end, with the ideal: the seconds that its trials took inside their workers (training, evaluation, checkpoints), each
