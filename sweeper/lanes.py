@@ -25,6 +25,7 @@ from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
 from sweeper.board import State
 from sweeper.fitting import fitting, is_out_of_memory, smaller
+from sweeper.grouping import regrouped
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
@@ -185,30 +186,43 @@ class LanePool:
         lane = self.lanes[name]
         if error is not None and is_out_of_memory(error):
             self._make_room(name)
-        key = ray.get(self.board.lane_ended.remote(name, error, died))
-        if key is not None and not self.aborted:
-            TrialFolder(self.root / "trials" / key).add_failure(str(error))
+        left = ray.get(self.board.lane_ended.remote(name, error, died))
+        for key in () if self.aborted else left:
+            beside = f"one of {len(left)} trained together; each goes on alone: " if len(left) > 1 else ""
+            TrialFolder(self.root / "trials" / key).add_failure(f"{beside}{error}")
         self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
         if self.fruitless >= FRUITLESS:
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
         del self.lanes[name]
 
     def _make_room(self, name: str) -> None:
-        """A lane has run out of memory: fewer sequences at once, for its trial and for all like it."""
-        running = ray.get(self.board.running_in.remote(name))
-        if running is None:
+        """A lane has run out of memory: a smaller group, or fewer sequences at once for its trial and all like it."""
+        given = ray.get(self.board.running_in.remote(name))
+        if len(given) > 1:
+            half = len(given) // 2
+            again = regrouped({key: TrialSpec.model_validate_json(spec) for key, spec in given.items()}, half)
+            for key in given:
+                TrialFolder(self.root / "trials" / key).add_failure(
+                    f"out of memory; again with {half} at most together"
+                )
+            self.say(f"{' and '.join(given)}: out of memory together; from now on {half} of them at once")
+            ray.get(self.board.try_again.remote(name, list(given), {}, again))
             return
-        key, given = running
+        if not given:
+            return
+        ((key, spec),) = given.items()
         with self.lock:  # one lane at a time: two that fail together halve once
-            if (less := smaller(TrialSpec.model_validate_json(given), self.root)) is None:
+            if (less := smaller(TrialSpec.model_validate_json(spec), self.root)) is None:
                 return
             size = micro_batch_size(less)
-            again = {k: fitting(t, self.root) for k, t in self.trials.items()}
-            changed = {k: t.model_dump_json() for k, t in again.items() if t != self.trials[k]}
-            self.trials = again
+            fit = {k: fitting(t, self.root) for k, t in self.trials.items()}
+            changed = {k: t for k, t in fit.items() if t != self.trials[k]}
+            self.trials = fit
         TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {size} sequences at once")
         self.say(f"{key}: out of memory; from now on a worker takes {size} sequences at once, the batch stays")
-        ray.get(self.board.try_again.remote(name, key, changed))
+        # alone, which is how this was learnt
+        specs = {k: t.model_dump_json() for k, t in changed.items()}
+        ray.get(self.board.try_again.remote(name, [key], specs, dict.fromkeys(changed)))
 
     def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
         return LaneTrainer(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sweeper.estimate import estimate, measured_seconds
+from sweeper.grouping import groups_facts
 from sweeper.plan import Plan
 from sweeper.results import status_of
 from sweeper.store import Store
@@ -42,6 +43,7 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "cells": plan.num_cells,
         "merged": plan.merged,
         "gpu_hours": _gpu_hours(trials),
+        "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
         "notes": plan.notes,
         "trials": trials,
     }
@@ -88,8 +90,19 @@ def print_plan(facts: dict[str, Any]) -> None:
     if hours := facts["gpu_hours"]:
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
         print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; full-length answers by transformers)")
+    for group in facts["together"]:
+        print(_together(group))
     for note in facts["notes"]:
         print(f"note: {note}")
+
+
+def _together(group: dict[str, Any]) -> str:
+    """A line on trials that join, or on what keeps them from it."""
+    who = f"{group['trials']} trials of {group['backbone']} on {group['task']}"
+    if group["most"] == 1:
+        return f"alone: {who}: {group['why']}"
+    sizes = _size(group["memory_bytes"]), _size(group["alone_bytes"])
+    return f"together: {who}, up to {group['most']} on one copy of the weights: {sizes[0]} a worker, alone {sizes[1]}"
 
 
 def status_facts(store: Store, sweep: str) -> dict[str, Any]:

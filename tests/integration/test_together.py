@@ -1,7 +1,8 @@
 """Trials trained together against the same trials alone: parameters, rows, checkpoints both ways, one stopped."""
 
-import json
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,23 @@ from jobs.together import Member, train_together
 from jobs.train import train
 from sweeper.store import Store
 
-from .conftest import sweeper, write_spec
+from .conftest import ROOT, sweeper, write_spec
 
+TOUCHY = """
+import torch
+from jobs.objectives import Objective
+
+calls = []
+
+def loss(t):
+    if t.logp.dtype == torch.float32:
+        calls.append(1)
+        if len(calls) > 15:
+            raise ArithmeticError("touched")
+    return -t.logp
+
+TOUCHY = Objective("touchy", loss, "-log p", "a test")
+"""
 TOLERANCE = 1e-5  # fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3)
 GROUP: list[tuple[dict[str, Any], int]] = [
     ({"name": "nll"}, 3),
@@ -137,3 +153,53 @@ def test_a_group_in_bf16_and_with_checkpointing_reaches_it_within_rounding(
             assert_equal(mine, yours)
         else:
             assert_equal(mine, yours, tolerance=1e-2, rel=0.02)
+
+
+def numbers(store: Store, key: str) -> list[dict[str, float]]:
+    """Rows without the clock and without what was drawn."""
+    return [
+        {k: v for k, v in row.items() if k.partition("/")[0] in ("step", "train", "objective", "heldout")
+         and "per_s" not in k}
+        for row in store.trial(key).rows()
+    ]  # fmt: skip
+
+
+def test_a_sweep_in_groups_of_three_comes_to_what_it_comes_to_one_by_one(storage: Path, tmp_path: Path) -> None:
+    """Five trials: a group of three and one of two. One raises in its worker: it fails, the others go on alone."""
+    (tmp_path / "touchy.py").write_text(TOUCHY)
+    info = tmp_path / "touchy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: touchy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[objective_continuum.objectives]\ntouchy = touchy:TOUCHY\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    grid = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60, "lora": {"rank": 4}}],
+        "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 32}],
+        "objective": ["nll", {"name": "nll", "gate": {"side": "top", "quantile": 0.2}}, "one-minus-p", "adaptive",
+                      "touchy"],
+        "seed": [1],
+    }  # fmt: skip
+    evaluation = {"samples": 1, "max_new_tokens": 4, "batch_size": 32, "every": 10}
+    found: dict[str, Store] = {}
+    for word in ("off", 3):
+        root = tmp_path / f"storage-{word}"
+        shutil.copytree(storage, root, symlinks=True)
+        spec = write_spec(tmp_path, name=f"t{word}", grid=grid, evaluation=evaluation, together=word)
+        done = sweeper("run", spec, storage=root, env=env)
+        assert done.returncode == 1, done.stderr
+        found[f"t{word}"] = Store(root)
+    keys = found["t3"].trials("t3").keys()
+    assert keys == found["toff"].trials("toff").keys()
+    results = {key: found["t3"].trial(key).result() or {} for key in keys}
+    for key in keys:
+        if "touchy" in key:
+            assert "touched" in results[key]["error"]
+            continue
+        assert results[key]["status"] == "finished"
+        if "backbone" not in key:
+            pairs = zip(numbers(found["t3"], key), numbers(found["toff"], key), strict=True)
+            assert all(mine == pytest.approx(yours, rel=1e-3, abs=1e-5) for mine, yours in pairs), key
+    assert [r.get("together") for k, r in results.items() if "touchy" not in k and "backbone" not in k].count(3) == 3
+    partner = next(key for key in keys if "adaptive" in key)  # of the group that failed; its checkpoint is of step 10
+    assert "trained together; each goes on alone" in found["t3"].trial(partner).failures()[0]["error"]
+    assert results[partner]["resumed_from"] == 10
