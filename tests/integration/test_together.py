@@ -172,34 +172,34 @@ def test_a_sweep_in_groups_of_three_comes_to_what_it_comes_to_one_by_one(storage
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: touchy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[objective_continuum.objectives]\ntouchy = touchy:TOUCHY\n")
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    objectives = ["nll", {"name": "nll", "gate": {"side": "top", "quantile": 0.2}}, "one-minus-p", "adaptive"]
     grid = {
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60, "lora": {"rank": 4}}],
         "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 32}],
-        "objective": ["nll", {"name": "nll", "gate": {"side": "top", "quantile": 0.2}}, "one-minus-p", "adaptive",
-                      "touchy"],
         "seed": [1],
     }  # fmt: skip
     evaluation = {"samples": 1, "max_new_tokens": 4, "batch_size": 32, "every": 10}
-    found: dict[str, Store] = {}
+    found: dict[Any, Store] = {}
     for word in ("off", 3):
         root = tmp_path / f"storage-{word}"
         shutil.copytree(storage, root, symlinks=True)
-        spec = write_spec(tmp_path, name=f"t{word}", grid=grid, evaluation=evaluation, together=word)
+        more = [] if word == "off" else ["touchy"]
+        of_this = grid | {"objective": [*objectives, *more]}
+        spec = write_spec(tmp_path, name=f"t{word}", grid=of_this, evaluation=evaluation, together=word)
         done = sweeper("run", spec, storage=root, env=env)
-        assert done.returncode == 1, done.stderr
-        found[f"t{word}"] = Store(root)
-    keys = found["t3"].trials("t3").keys()
-    assert keys == found["toff"].trials("toff").keys()
-    results = {key: found["t3"].trial(key).result() or {} for key in keys}
-    for key in keys:
-        if "touchy" in key:
-            assert "touched" in results[key]["error"]
-            continue
+        assert done.returncode == len(more), done.stderr
+        found[word] = Store(root)
+    keys = {path.parent.name for path in (tmp_path / "storage-3" / "trials").glob("*/result.json")}
+    results = {key: found[3].trial(key).result() or {} for key in keys}
+    (bad,) = (key for key in keys if "touchy" in key)
+    assert "touched" in results[bad]["error"]
+    assert keys - {bad} == {path.name for path in (tmp_path / "storage-off" / "trials").iterdir()}
+    for key in keys - {bad}:
         assert results[key]["status"] == "finished"
         if "backbone" not in key:
-            pairs = zip(numbers(found["t3"], key), numbers(found["toff"], key), strict=True)
+            pairs = zip(numbers(found[3], key), numbers(found["off"], key), strict=True)
             assert all(mine == pytest.approx(yours, rel=1e-3, abs=1e-5) for mine, yours in pairs), key
     assert [r.get("together") for k, r in results.items() if "touchy" not in k and "backbone" not in k].count(3) == 3
     partner = next(key for key in keys if "adaptive" in key)  # of the group that failed; its checkpoint is of step 10
-    assert "trained together; each goes on alone" in found["t3"].trial(partner).failures()[0]["error"]
+    assert "trained together; each goes on alone" in found[3].trial(partner).failures()[0]["error"]
     assert results[partner]["resumed_from"] == 10
