@@ -50,7 +50,7 @@ def measure(spec: Path, settings: list[str], slots: int, before: bool = False) -
             raise SystemExit(done.stderr[-3000:])
         results = [json.loads(file.read_text()) for file in Path(folder).glob("trials/*/result.json")]
     work = sum(result["train_s"] * result["workers"] for result in results)
-    first = min(result["time"] - result["train_s"] for result in results)
+    first = min(result["time"] - result.get("wall_s", result["train_s"]) for result in results)
     last = max(result["time"] for result in results)
     return {
         "trials": len(results),

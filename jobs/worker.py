@@ -1,4 +1,4 @@
-"""A lane: one Ray Train worker group that stays up and runs trials one after another.
+"""A lane: one Ray Train worker group that stays up and runs trials one after another, or groups of them.
 
 Imports, process group and tokenised data stay; model, engine and random state are new for every trial, so a
 trial in a lane equals the same trial in a fresh process. What goes wrong in a trial ends the lane: ranks may hang
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
 from jobs.checkpoint_writer import Parts
+from jobs.course import Row, Save
 from jobs.engine import device
 from jobs.evaluate import Problem
 from jobs.memory import Floor
@@ -31,7 +32,8 @@ from jobs.meter import Meter, meter
 from jobs.process_group import set_device
 from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
-from jobs.train import Row, Save, train
+from jobs.together import Member, train_together
+from jobs.train import train
 from jobs.zero import micro_batch_size
 
 
@@ -47,12 +49,15 @@ def serve(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     floor, gauge = Floor(), meter(_cards_here())
     for index in itertools.count():
-        job = ray.get(config["board"].next_job.remote(config["lane"], index))
-        if job is None:
+        jobs = ray.get(config["board"].next_jobs.remote(config["lane"], index))
+        if jobs is None:
             return
-        # what has no GPU shares none
-        gauge.begin(config["gpus"] or 1.0, job["outside"])
-        _Run(config["board"], Path(config["root"]), job, rank, words, gauge, config["gpus"]).run()
+        gauge.begin(config["gpus"] or 1.0, jobs[0]["outside"])  # what has no GPU shares none
+        runs = [_Run(config["board"], Path(config["root"]), job, rank, words, gauge, config["gpus"]) for job in jobs]
+        if len(runs) == 1:
+            runs[0].run()
+        else:
+            train_together([run.member() for run in runs], Path(config["root"]))
         if _on_any_rank(floor.left()):
             return  # the lane is opened anew while trials are left
 
@@ -89,13 +94,27 @@ class _Run:
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
+        self.resume_from = self._newest_checkpoint()
+        self.model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
+        self.facts: dict[str, Any] = {}
 
     def run(self) -> None:
         started = time.perf_counter()
-        model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
-        resume_from = self._newest_checkpoint()
-        facts: dict[str, Any] = {}
-        complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts, self.keep_answers)
+        complete = train(
+            self.trial, self.root, self.report, self.resume_from, self.model_dir, self.facts, self.keep_answers
+        )
+        self._settle()
+        self.facts["train_s"] = time.perf_counter() - started
+        self.end(complete)
+
+    def member(self) -> Member:
+        """Of a group, which trains it to its end."""
+        return Member(
+            self.trial, self.report, self.end, self.resume_from, self.model_dir, self.keep_answers, self.facts
+        )
+
+    def end(self, complete: bool) -> None:
+        """Its last word, if it is over for good."""
         self._settle()
         memory = self._memory()
         if self.rank != 0:
@@ -107,20 +126,18 @@ class _Run:
         if self.held:
             ray.get(self.board.say.remote(self.key, {"kind": "held", "row": self.last}))
             return
-        took = time.perf_counter() - started
         status = "finished" if complete else "stopped"
-        resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
+        resumed = int(self.resume_from.name.removeprefix("step-")) if self.resume_from else None
         by = {} if complete else {"by": "hand" if self.broken_off else "scheduler"}
         self.folder.finish(
             status,
-            train_s=took,
             step=self.last["step"],
             workers=dist.get_world_size(),
             resumed_from=resumed,
             micro_batch_size=micro_batch_size(self.trial),
             memory=memory,
             **by,
-            **facts,
+            **self.facts,
         )
         if complete:
             self.folder.drop_checkpoints()

@@ -27,6 +27,7 @@ from sweeper.board import Place, State
 from sweeper.fitting import fitting, is_out_of_memory, smaller
 from sweeper.gpu_memory import larger_share, placed, remember
 from sweeper.gpu_share import Measure, in_words, parts_of
+from sweeper.grouping import regrouped
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
 GIB = 1 << 30
@@ -195,22 +196,33 @@ class LanePool:
         lane = self.lanes[name]
         if error is not None and is_out_of_memory(error):
             self._make_room(name, shape)
-        key = ray.get(self.board.lane_ended.remote(name, error, died))
-        if key is not None and not self.aborted:
-            TrialFolder(self.root / "trials" / key).add_failure(str(error))
+        left = ray.get(self.board.lane_ended.remote(name, error, died))
+        for key in () if self.aborted else left:
+            beside = f"one of {len(left)} trained together; each goes on alone: " if len(left) > 1 else ""
+            TrialFolder(self.root / "trials" / key).add_failure(f"{beside}{error}")
         self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
         if self.fruitless >= FRUITLESS and not any(other.up for other in list(self.lanes.values()) if other != lane):
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
         del self.lanes[name]
 
     def _make_room(self, name: str, shape: Shape) -> None:
-        """A lane has run out of memory: a larger share of a GPU, else fewer sequences at once, for all like it."""
-        running = ray.get(self.board.running_in.remote(name))
-        if running is None:
+        """A lane has run out of memory: a smaller group; else a larger share of a GPU, else a smaller micro-batch."""
+        given = ray.get(self.board.running_in.remote(name))
+        if len(given) > 1:
+            half = len(given) // 2
+            alone = regrouped({key: TrialSpec.model_validate_json(spec) for key, spec in given.items()}, half)
+            for key in given:
+                TrialFolder(self.root / "trials" / key).add_failure(
+                    f"out of memory; again with {half} at most together"
+                )
+            self.say(f"{' and '.join(given)}: out of memory together; from now on {half} of them at once")
+            ray.get(self.board.try_again.remote(name, list(given), {}, {}, alone))
             return
-        key, given = running
+        if not given:
+            return
+        ((key, spec),) = given.items()
         with self.lock:  # one lane at a time: two that fail together halve once
-            trial = TrialSpec.model_validate_json(given)
+            trial = TrialSpec.model_validate_json(spec)
             if (count := larger_share(trial, shape, self.root)) is not None:
                 again, now = in_words(count), f"a trial like it gets {in_words(count)}"
             elif (less := smaller(trial, self.root)) is not None:
@@ -221,7 +233,8 @@ class LanePool:
             specs, places = self._placed_again()
         TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {again}")
         self.say(f"{key}: out of memory; from now on {now}")
-        ray.get(self.board.try_again.remote(name, key, specs, places))
+        # alone, which is how this was learnt
+        ray.get(self.board.try_again.remote(name, [key], specs, places, dict.fromkeys(specs)))
 
     def _placed_again(self) -> tuple[dict[str, str], dict[str, Place]]:
         """What is changed by what the storage knows now: specs, and places."""

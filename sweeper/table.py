@@ -13,6 +13,7 @@ from sweeper.estimate import estimate, measured_seconds
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import may_share, measured, placed, why_whole
 from sweeper.gpu_share import in_words, parts_of
+from sweeper.grouping import groups_facts
 from sweeper.plan import Plan
 from sweeper.results import status_of
 from sweeper.store import Store
@@ -51,6 +52,7 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "merged": plan.merged,
         "gpu_hours": _gpu_hours(trials),
         "gpu_shares": _gpu_shares(plan, store),
+        "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
         "notes": plan.notes,
         "trials": trials,
     }
@@ -132,8 +134,19 @@ def print_plan(facts: dict[str, Any]) -> None:
         print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; full-length answers by transformers)")
     for line in facts["gpu_shares"]:
         print(f"GPU share: {line}")
+    for group in facts["together"]:
+        print(_together(group))
     for note in facts["notes"]:
         print(f"note: {note}")
+
+
+def _together(group: dict[str, Any]) -> str:
+    """A line on trials that join, or on what keeps them from it."""
+    who = f"{group['trials']} trials of {group['backbone']} on {group['task']}"
+    if group["most"] == 1:
+        return f"alone: {who}: {group['why']}"
+    sizes = _size(group["memory_bytes"]), _size(group["alone_bytes"])
+    return f"together: {who}, up to {group['most']} on one copy of the weights: {sizes[0]} a worker, alone {sizes[1]}"
 
 
 def status_facts(store: Store, sweep: str) -> dict[str, Any]:

@@ -153,6 +153,8 @@ class Tracking:
                 self.client.set_tag(run_id, name, value)
             if result.get("gate_at") is not None:
                 self.client.set_tag(run_id, "objective.gate_at", str(result["gate_at"]))
+            if result.get("together"):  # no param: a trial that goes on may do so in another group
+                self.client.set_tag(run_id, "together", str(result["together"]))
             if result.get("error"):
                 self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
             elif "error" in run.data.tags:

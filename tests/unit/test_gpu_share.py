@@ -149,22 +149,22 @@ def test_one_trial_of_an_unmeasured_kind_runs_and_the_others_wait_for_their_plac
         for key in "abc":
             await board.post(key)
         assert (await board.state()).left == {"whole": 1}
-        assert (await board.next_job("one", 0) or {})["key"] == "a"
-        waiting = asyncio.create_task(board.next_job("two", 0))
+        assert (await board.next_jobs("one", 0) or [{}])[0]["key"] == "a"
+        waiting = asyncio.create_task(board.next_jobs("two", 0))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         await board.lane_ended("one", "killed", died=True)  # it has measured nothing: the next one does
-        assert (await waiting or {})["key"] == "b"
+        assert (await waiting or [{}])[0]["key"] == "b"
         await board.measured("b", {"peak_bytes": 1})
         await board.say("b", {"kind": "finished"})
-        waiting = asyncio.create_task(board.next_job("two", 1))
+        waiting = asyncio.create_task(board.next_jobs("two", 1))
         await asyncio.sleep(0.01)
         assert not waiting.done()  # the driver has not said where to
         assert await board.take_measures() == [("b", {"peak_bytes": 1})]
         await board.place({}, {})  # of another kind
         assert not waiting.done()
         await board.place({key: Place("quarter", outside=7) for key in "abc"}, {"c": "new"})
-        job = await board.next_job("part", 0) or {}
+        (job,) = await board.next_jobs("part", 0) or [{}]
         assert (job["key"], job["spec"], job["outside"]) == ("c", "new", 7)
         assert not waiting.done()
         waiting.cancel()
