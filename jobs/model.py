@@ -121,20 +121,25 @@ class Measured:
     sequence_nll: Tensor
 
 
+def needs_reference(spec: ObjectiveSpec) -> bool:
+    return "reference" in objective_named(spec.name).needs
+
+
 class ObjectiveModel(nn.Module):
     """A causal language model whose forward returns the objective.
 
-    `reference` is the frozen copy of the backbone that some objectives read. It stands in this module, so that
-    ZeRO-3 shards it with the rest.
+    `reference` is the frozen copy of the backbone that some objectives read: `frozen`, where the backbone is sharded
+    already, else a deep copy. It stands in this module, so that ZeRO-3 shards it with the rest.
     """
 
-    def __init__(self, backbone: nn.Module, objective: BoundObjective) -> None:
+    def __init__(self, backbone: nn.Module, objective: BoundObjective, frozen: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         head_of(backbone)  # refuse before training
-        needs = objective_named(objective.spec.name).needs
-        self.reference = copy.deepcopy(backbone).eval().requires_grad_(False) if "reference" in needs else None
+        if frozen is None and needs_reference(objective.spec):
+            frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self.reference = frozen
 
     def forward(self, batch: Batch, num_targets: float, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and the two tensors of Measured (a flat tuple: the engine's hooks look for tensors).

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,14 +31,15 @@ from jobs.corpus import Rows, corpus
 from jobs.data import Encoded, collate, global_batches
 from jobs.evaluate import Problem, answer_problems, answering, task_yardsticks, token_yardsticks
 from jobs.loss import BoundObjective
-from jobs.model import ObjectiveModel
+from jobs.model import ObjectiveModel, needs_reference
 from jobs.objectives import State
 from jobs.packing import check_packing, in_one_row, pack
 from jobs.probe import Probe, probe
+from jobs.sharded import load_reference, load_sharded, measurable
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example
-from jobs.zero import micro_batch_size
+from jobs.zero import micro_batch_size, shards_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,24 +89,26 @@ def train(
     facts = {} if facts is None else facts
     ds.ensure_process_group()
     _seed(trial.seed)
-    model = load_backbone(trial.backbone, root, trial.execution).to(ds.device())
     tokenizer = load_tokenizer(trial.backbone, root)
     prepared = _prepared(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, root)
     facts.update(corpus=prepared.facts)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
-    probed = (
-        probe(trial, root, model, prepared.train, pad, int(tokenizer.eos_token_id))
-        if spec is None or spec.needs_probe
-        else None
-    )
+    whole = None if shards_weights(trial) else _load_whole(trial, root)
+    load = partial(measurable, trial, root) if whole is None else lambda: nullcontext(whole)
+    rows, eos = prepared.train, int(tokenizer.eos_token_id)
     if spec is None:
-        assert probed is not None
-        report({"step": 0} | probed.row() | _yardsticks(model, tokenizer, prepared, trial, keep_answers), None, False)
+        with load() as model:
+            row = probe(trial, root, lambda: nullcontext(model), rows, pad, eos).row()
+            row |= _yardsticks(model, tokenizer, prepared, trial, keep_answers)
+        report({"step": 0} | row, None, False)
         return True
+    probed = probe(trial, root, load, rows, pad, eos) if spec.needs_probe else None
+    objective = _bind(spec.canonical(), probed, trial.train.reduction)
+    reference = load_reference(trial, root) if whole is None and needs_reference(objective.spec) else None
+    model = whole or load_sharded(trial, root, trial.train.precision)
     _seed(trial.seed)  # whatever was drawn before
     add_adapters(model, trial.backbone)
-    objective = _bind(spec.canonical(), probed, trial.train.reduction)
-    with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
+    with ds.engine_for(trial, ObjectiveModel(model, objective, reference)) as engine:
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=_gate_at(objective))
@@ -117,6 +121,15 @@ def train(
                 model.save_pretrained(model_dir, state_dict=state)
                 tokenizer.save_pretrained(model_dir)
         return complete
+
+
+def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:
+    """By every worker for itself; in bf16 where it is trained so and not measured before."""
+    spec = trial.objective
+    measured = spec is None or spec.needs_probe
+    return load_backbone(trial.backbone, root, trial.execution, "fp32" if measured else trial.train.precision).to(
+        ds.device()
+    )
 
 
 def _seed(seed: int) -> None:
