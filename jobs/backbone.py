@@ -136,16 +136,22 @@ def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
     return make_dir(target, fill)
 
 
-def load_backbone(backbone: BackboneSpec, root: Path, execution: Execution | None = None) -> PreTrainedModel:
-    """The model in fp32 on the CPU, in training mode, without adapters. Raises BackboneError."""
+def load_backbone(
+    backbone: BackboneSpec, root: Path, execution: Execution | None = None, precision: str = "fp32"
+) -> PreTrainedModel:
+    """The model on the CPU, in training mode, without adapters. Raises BackboneError.
+
+    precision: fp32 or bf16, whatever the files are in
+    """
     import torch
 
     hf = import_transformers()
     source, options = _source(backbone, root)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if execution is not None and execution.attention is not None:
         options["attn_implementation"] = execution.attention
     try:
-        model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+        model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from error
     model.config.use_cache = False

@@ -121,21 +121,33 @@ class Measured:
     sequence_nll: Tensor
 
 
+def needs_reference(spec: ObjectiveSpec) -> bool:
+    return "reference" in objective_named(spec.name).needs
+
+
 class ObjectiveModel(nn.Module):
     """A causal language model whose forward returns the objective.
 
-    `reference` is the frozen copy of the backbone that some objectives read. It stands in this module, so that
-    ZeRO-3 shards it with the rest. Beside adapters it may share the weights that do not move (`share_frozen`).
+    `reference` is the frozen copy of the backbone that some objectives read: `frozen`, where the backbone is sharded
+    already, else a deep copy, which may share the weights that do not move beside adapters (`share_frozen`). It stands
+    in this module, so that ZeRO-3 shards it with the rest.
     """
 
-    def __init__(self, backbone: nn.Module, objective: BoundObjective, share_frozen: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: BoundObjective,
+        frozen: nn.Module | None = None,
+        share_frozen: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         head_of(backbone)  # refuse before training
-        needs = objective_named(objective.spec.name).needs
-        same = {id(p): p for p in backbone.parameters() if share_frozen and not p.requires_grad}
-        self.reference = copy.deepcopy(backbone, same).eval().requires_grad_(False) if "reference" in needs else None
+        if frozen is None and needs_reference(objective.spec):
+            same = {id(p): p for p in backbone.parameters() if share_frozen and not p.requires_grad}
+            frozen = copy.deepcopy(backbone, same).eval().requires_grad_(False)
+        self.reference = frozen
 
     def forward(self, batch: Batch, num_targets: float, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and the two tensors of Measured (a flat tuple: the engine's hooks look for tensors).

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from jobs.spec import TrialSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    Loaded = AbstractContextManager[PreTrainedModel]
 
 QUANTILES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the paper's twelve (section 5.1)
 KNOWN_P = 0.55  # the paper's Table 6 counts the tokens above it
@@ -88,16 +91,21 @@ def probe_dir(trial: TrialSpec, root: Path) -> Path:
 VERSION = 2  # of what is measured
 
 
-def probe(trial: TrialSpec, root: Path, model: PreTrainedModel, rows: Sequence[Encoded], pad: int, eos: int) -> Probe:
+def probe(
+    trial: TrialSpec, root: Path, load: Callable[[], Loaded], rows: Sequence[Encoded], pad: int, eos: int
+) -> Probe:
     """The kept probe of this trial's backbone and task, measured now where there is none.
 
-    A collective: every rank calls it, with the backbone as it was loaded.
+    load: gives the backbone as it was loaded, for the time of a block; called only where it has to be measured
+    A collective: every rank calls it.
     """
     folder = probe_dir(trial, root)
     there = [folder.is_dir()]
     dist.broadcast_object_list(there, 0)  # one answer for all, while another trial may be writing it
     if not there[0]:
-        measured = _measure(model, rows[: trial.evaluation.probe_examples], pad, eos, trial.evaluation.batch_size)
+        some = rows[: trial.evaluation.probe_examples]
+        with load() as model:
+            measured = _measure(model, some, pad, eos, trial.evaluation.batch_size)
         if dist.get_rank() == 0:
             make_dir(folder, lambda partial: _write(partial, measured))
         dist.barrier()

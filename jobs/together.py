@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ def _is_over(one: _Going, began: float) -> bool:
 
 def _probe(trial: TrialSpec, root: Path, bare: PreTrainedModel, rows: Any, pad: int, eos: int) -> Probe | None:
     assert trial.objective is not None
-    return probe(trial, root, bare, rows, pad, eos) if trial.objective.needs_probe else None
+    return probe(trial, root, lambda: nullcontext(bare), rows, pad, eos) if trial.objective.needs_probe else None
 
 
 def _model_of(trial: TrialSpec, bare: PreTrainedModel, probed: Probe | None) -> JoinedModel:

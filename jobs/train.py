@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,14 @@ from jobs.corpus import corpus
 from jobs.course import Course, KeepAnswers, Prepared, Report, yardsticks
 from jobs.data import Encoded, collate
 from jobs.loss import BoundObjective
-from jobs.model import ObjectiveModel
+from jobs.model import ObjectiveModel, needs_reference
 from jobs.objectives import State
 from jobs.packing import check_packing, in_one_row, pack
 from jobs.probe import Probe, probe
+from jobs.sharded import load_reference, load_sharded, measurable
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
-from jobs.zero import micro_batch_size
+from jobs.zero import micro_batch_size, shards_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,24 +70,26 @@ def train(
     facts = {} if facts is None else facts
     ds.ensure_process_group()
     seed_all(trial.seed)
-    model = load_backbone(trial.backbone, root, trial.execution).to(ds.device())
     tokenizer = load_tokenizer(trial.backbone, root)
     prepared = prepared_for(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, root)
     facts.update(corpus=prepared.facts)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
-    probed = (
-        probe(trial, root, model, prepared.train, pad, int(tokenizer.eos_token_id))
-        if spec is None or spec.needs_probe
-        else None
-    )
+    whole = None if shards_weights(trial) else load_backbone(trial.backbone, root, trial.execution).to(ds.device())
+    load = partial(measurable, trial, root) if whole is None else lambda: nullcontext(whole)
+    known, eos = prepared.train, int(tokenizer.eos_token_id)
     if spec is None:
-        assert probed is not None
-        report({"step": 0} | probed.row() | yardsticks(model, tokenizer, prepared, trial, keep_answers), None, False)
+        with load() as model:
+            row = probe(trial, root, lambda: nullcontext(model), known, pad, eos).row()
+            row |= yardsticks(model, tokenizer, prepared, trial, keep_answers)
+        report({"step": 0} | row, None, False)
         return True
+    probed = probe(trial, root, load, known, pad, eos) if spec.needs_probe else None
+    objective = bind(spec.canonical(), probed, trial.train.reduction)
+    reference = load_reference(trial, root) if whole is None and needs_reference(objective.spec) else None
+    model = load_sharded(trial, root, trial.train.precision) if whole is None else whole
     seed_all(trial.seed)  # whatever was drawn before
     add_adapters(model, trial.backbone)
-    objective = bind(spec.canonical(), probed, trial.train.reduction)
-    with ds.engine_for(trial, ObjectiveModel(model, objective)) as engine:
+    with ds.engine_for(trial, ObjectiveModel(model, objective, reference)) as engine:
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=gate_at(objective))

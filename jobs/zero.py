@@ -34,6 +34,25 @@ def clips_here(trial: TrialSpec) -> bool:
     return zero_stage(trial) == 0 and trial.train.precision == "fp32"
 
 
+def shards_weights(trial: TrialSpec) -> bool:
+    """Whether the weights are sharded, or offloaded, from the moment that they are loaded (jobs/sharded.py)."""
+    alone = trial.execution.workers == 1 and trial.execution.offload != "parameters"
+    return trial.train.zero_stage == 3 and not alone
+
+
+def loading_config(trial: TrialSpec, precision: str) -> dict[str, Any]:
+    """For deepspeed.zero.Init and an engine that only measures: ZeRO 3 in this precision, without an optimiser."""
+    sharing: dict[str, Any] = {"stage": 3, "memory_efficient_linear": False}  # that one would replace torch's for good
+    if trial.execution.offload == "parameters":
+        sharing["offload_param"] = {"device": "cpu", "pin_memory": False}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_optimization": sharing,
+        "steps_per_print": 10**9,
+    }
+
+
 def deepspeed_config(trial: TrialSpec) -> dict[str, Any]:
     """For deepspeed.initialize; the optimiser is torch's AdamW, handed over separately.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def forecast_cell(cell: list[TrialSpec], root: Path, examples: int, rates: list[
     cut = (one.train.max_length, one.train.overlong)
     train, heldout = made.rows("train", *cut), made.heldout_rows(*cut)
     pad = int(tokenizer.pad_token_id)
-    probed = probe(one, root, model, train, pad, int(tokenizer.eos_token_id))
+    probed = probe(one, root, lambda: nullcontext(model), train, pad, int(tokenizer.eos_token_id))
     specs = [trial.objective.canonical() for trial in cell if trial.objective is not None]
     return [
         {

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from jobs.course import Row
 from jobs.meter import host_bytes
 from jobs.spec import TrialSpec
-from jobs.train import Row, train
+from jobs.train import train
 from sweeper.store import Store
 
 from .conftest import ROOT, Head, environment, write_spec
