@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import placement_group_table, remove_placement_group
 
@@ -33,6 +33,8 @@ from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 GIB = 1 << 30
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
 FRUITLESS = 3  # lanes in a row that failed before their first trial: then none will come up
+# what gloo and NCCL raise in a worker whose peer is gone; Ray may notice that later
+PEER_GONE = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection was closed")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, of a terminal
 SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
@@ -287,10 +289,19 @@ def free() -> dict[str, float]:
     return {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
 
 
+def is_death(error: Exception) -> bool:
+    """Whether a worker's error is the death of one, its own or a peer's; else something in it was raised.
+
+    Ray Train 2.60 hands on what a training function raised as it was raised; a death is an error of Ray's own.
+    """
+    if isinstance(error, UserExceptionWithTraceback):
+        error = error._base_exc
+    return isinstance(error, RayTrainError | ray.exceptions.RayError) or any(sign in str(error) for sign in PEER_GONE)
+
+
 def _reason(failure: TrainingFailedError) -> tuple[str, bool]:
     """Text of the failure, and whether a worker died (worth another try) rather than raised (not worth one)."""
     if not isinstance(failure, WorkerGroupError):
         return COLOURS.sub("", str(failure)), True
-    raised = [e for e in failure.worker_failures.values() if isinstance(e, UserExceptionWithTraceback)]
-    died = len(raised) < len(failure.worker_failures)
+    died = any(is_death(error) for error in failure.worker_failures.values())
     return COLOURS.sub("", "\n".join(str(e) for e in failure.worker_failures.values())), died

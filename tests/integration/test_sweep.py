@@ -69,6 +69,7 @@ def test_a_sweep_from_yaml_to_report(storage: Path, tmp_path: Path) -> None:
     assert len(results) == 2 + 2 * 3 * 2
     assert {key.split("_")[2] for key in failed} == {"one-minus-p"}
     assert all("flash" in results[key]["error"].lower() for key in failed)
+    assert [len(store.trial(key).failures()) for key in failed] == [1, 1]  # what was raised is not tried again
     assert all(result["status"] == "finished" for key, result in results.items() if key not in failed)
     _check_rows(store)
     _check_mlflow(storage, failed)

@@ -1,0 +1,30 @@
+"""What ended a lane: a death, which is worth another try, or something raised, which would be raised again."""
+
+import pytest
+import ray
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+from sweeper.lanes import _reason, is_death
+
+DEATH = WorkerHealthCheckFailedError("worker 1", ray.exceptions.RayActorError())
+GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+NCCL = RuntimeError("NCCL error: remote process exited")
+
+
+@pytest.mark.parametrize("error", [DEATH, ray.exceptions.RayActorError(), GLOO, NCCL])
+def test_a_dead_worker_or_a_peer_that_is_gone_is_a_death(error: Exception) -> None:
+    assert is_death(error)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_what_a_trial_raised_is_none_however_it_is_handed_on(wrapped: bool) -> None:
+    raised = ValueError("no such layer")
+    assert not is_death(UserExceptionWithTraceback(raised, "Traceback ...") if wrapped else raised)
+
+
+def test_one_death_among_the_workers_is_the_reason_for_all() -> None:
+    assert _reason(WorkerGroupError("two failed", {0: ValueError("broken off"), 1: DEATH}))[1]
+    text, died = _reason(WorkerGroupError("one failed", {0: ValueError("no such layer")}))
+    assert not died
+    assert "no such layer" in text
