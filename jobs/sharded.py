@@ -1,7 +1,7 @@
 """A backbone that no worker ever holds whole: sharded over all of them while it is loaded (ZeRO 3).
 
 transformers shards what it loads as long as a HfDeepSpeedConfig is alive: each module's weights are made, partitioned
-and freed one after another, then rank 0 reads the files, mapped into memory, and hands them round parameter by parameter.
+and freed one after another, then rank 0 reads the files, mapped into memory, and hands round parameter by parameter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from jobs.backbone import load_backbone
 from jobs.deepspeed_import import import_deepspeed
+from jobs.memory import large_blocks_apart
 from jobs.spec import TrialSpec
 from jobs.zero import loading_config
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def load_sharded(trial: TrialSpec, root: Path, precision: str) -> PreTrainedModel:
     """As load_backbone: each worker's shard of it, where the worker computes. A collective. Raises BackboneError."""
-    with _sharding(loading_config(trial, precision)):
+    with _sharding(loading_config(trial, precision)), large_blocks_apart():
         return load_backbone(trial.backbone, root, trial.execution, precision)
 
 

@@ -125,11 +125,9 @@ def train(
 
 def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:
     """By every worker for itself; in bf16 where it is trained so and not measured before."""
-    spec = trial.objective
-    measured = spec is None or spec.needs_probe
-    return load_backbone(trial.backbone, root, trial.execution, "fp32" if measured else trial.train.precision).to(
-        ds.device()
-    )
+    measured = trial.objective is None or trial.objective.needs_probe
+    precision = "fp32" if measured else trial.train.precision
+    return load_backbone(trial.backbone, root, trial.execution, precision).to(ds.device())
 
 
 def _seed(seed: int) -> None:

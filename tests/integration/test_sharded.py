@@ -1,12 +1,15 @@
 """A backbone sharded while it is loaded against one that every worker holds whole: two workers, gloo, ZeRO 3."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.pretrain import builtin_dir
+from jobs.hf import import_transformers
+from jobs.pretrain import builtin_dir, char_tokenizer
 from jobs.spec import TrialSpec
 from tests.integration.test_engine import TOLERANCE, adapters, changed, furthest, job, rows, run, trial, weights
 
@@ -57,3 +60,32 @@ def test_full_lora_reference_and_bf16_train_alike_sharded_and_whole(backbones: P
         assert furthest(whole, sharded) < (1e-2 if "bf16" in name else TOLERANCE), name
         assert furthest(sharded, of(tmp_path / f"resumed-{name}")) == 0.0, name
         assert json.loads((tmp_path / f"{name}-3" / "facts.json").read_text())["objective_check"]["digest"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system does not say what a process holds")
+def test_neither_of_two_workers_ever_holds_much_more_than_its_half(tmp_path: Path) -> None:
+    """Memory of their own (mapped files are the system's) at its peak, and of what stays; files in bf16."""
+    hf = import_transformers()
+    config = hf.LlamaConfig(
+        vocab_size=4000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=6, num_attention_heads=16,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = hf.LlamaForCausalLM(config).bfloat16()
+    size = sum(p.numel() for p in model.parameters())
+    model.save_pretrained(tmp_path / "model", max_shard_size="50MB")
+    char_tokenizer().save_pretrained(tmp_path / "model")
+    found: dict[str, list[dict[str, int]]] = {}
+    for way in ("whole", "fp32", "bf16"):
+        command = [sys.executable, str(Path(__file__).parent / "loading_worker.py"), str(tmp_path / "model"), way]
+        workers = [
+            subprocess.Popen([*command, str(rank), str(tmp_path / f"meet-{way}")], stdout=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        found[way] = [json.loads(worker.communicate(timeout=200)[0].splitlines()[-1]) for worker in workers]
+    for rank in range(2):
+        assert found["whole"][rank]["stays"] > 0.95 * 4 * size
+        for way, word in (("fp32", 4), ("bf16", 2)):
+            one = found[way][rank]
+            assert one["tensors"] == pytest.approx(word * size / 2, rel=0.02), way
+            assert one["stays"] < 0.6 * word * size, way
+            assert one["peak"] < 0.75 * word * size, way
