@@ -247,7 +247,7 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
     if trial.objective is None:
         if trial.execution.workers > 1 and trial.train.zero_stage < 3:
             yield "train.zero_stage: 3", changed({"zero_stage": 3}, {})
-        for workers in _more_workers(trial):
+        for workers in _more_workers(trial, micro_batch_size(trial)):
             name = f"execution.workers: {workers} and train.zero_stage: 3"
             yield name, changed({"zero_stage": 3}, {"workers": workers})
         return
@@ -265,7 +265,7 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
     offloaded = {"gradient_checkpointing": True, "offload": "parameters"}
     everything = "execution.offload: parameters, train.zero_stage: 3 and gradient_checkpointing"
     yield everything, changed({"zero_stage": 3} | one, offloaded)
-    for workers in _more_workers(trial):
+    for workers in _more_workers(trial, 1):
         wider = {"gradient_checkpointing": True, "workers": workers}
         name = f"execution.workers: {workers}, train.zero_stage: 3 and gradient_checkpointing"
         yield name, changed({"zero_stage": 3, "micro_batch_size": 1}, wider)
@@ -276,10 +276,10 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
         yield "backbone.lora and gradient_checkpointing", smallest
 
 
-def _more_workers(trial: TrialSpec) -> Iterator[int]:
+def _more_workers(trial: TrialSpec, micro: int) -> Iterator[int]:
     """Twice as many, four times ..., as long as a step's sequences can be cut so."""
     workers = 2 * trial.execution.workers
-    while workers <= trial.train.batch_size and trial.train.batch_size % workers == 0:
+    while trial.train.batch_size % (workers * micro) == 0:
         yield workers
         workers *= 2
 

@@ -1,6 +1,6 @@
 """Loads a model directory in one of two workers and says what it took: loading_worker.py DIR WAY RANK RENDEZVOUS.
 
-WAY: whole (fp32), or sharded in fp32 or bf16. Prints bytes as JSON: tensors (of the weights that this worker holds),
+WAY: fp32 or bf16. Prints bytes as JSON: tensors (of the weights that this worker holds),
 peak and stays (memory of its own, over what it had before).
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.backbone import load_backbone
 from jobs.engine import ensure_process_group
 from jobs.hf import import_transformers
 from jobs.memory import settle
@@ -51,8 +50,7 @@ def main() -> None:
             time.sleep(0.002)
 
     threading.Thread(target=watch, daemon=True).start()
-    sharded = way != "whole"
-    model = load_sharded(trial, Path(), way) if sharded else load_backbone(trial.backbone, Path())
+    model = load_sharded(trial, Path(), way)
     held = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
     peak = max(seen)
     settle()

@@ -204,7 +204,8 @@ def test_loading_is_whole_without_zero_3_and_a_share_with_it() -> None:
 def test_72b_is_refused_on_few_gpus_with_how_many_would_do() -> None:
     for objective in ({"name": "nll"}, None):
         spec = trial({"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution={"memory_gb": 140})
-        few = TrialSpec.model_validate(spec.model_dump() | {"objective": objective})
+        own = {"objective": objective, "evaluation": {"batch_size": 1}}
+        few = TrialSpec.model_validate(spec.model_dump() | own)
         reason = too_large(few, Path())
         assert reason is not None
         named = int(reason.split("execution.workers: ")[1].split()[0].rstrip(","))
@@ -212,7 +213,7 @@ def test_72b_is_refused_on_few_gpus_with_how_many_would_do() -> None:
         enough = trial(
             {"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution=settings, micro_batch_size=1
         )
-        assert too_large(TrialSpec.model_validate(enough.model_dump() | {"objective": objective}), Path()) is None
+        assert too_large(TrialSpec.model_validate(enough.model_dump() | own), Path()) is None
 
 
 def test_answering_in_small_batches_takes_longer() -> None:
