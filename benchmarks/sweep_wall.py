@@ -7,6 +7,8 @@ times its workers, spread over the slots without a gap. Both are of the same run
     before   until the first trial begins: Python, plan, Ray, pre-training of built-in backbones, lanes
     between  while trials are left: all that slots waited
     after    from the last trial's end: MLflow, report, Ray
+
+With --prepared the storage holds what an earlier sweep has left there: pre-trained built-in backbones, tokenised tasks.
 """
 
 import argparse
@@ -22,9 +24,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measure(spec: Path, settings: list[str], slots: int) -> dict[str, Any]:
-    """slots: workers that train at once"""
+def prepared(spec: Path, settings: list[str], storage: Path) -> None:
+    """Do beforehand what a sweep does once a storage, however many trials it has."""
+    from sweeper.plan import make_plan
+    from sweeper.run import prepare
+    from sweeper.spec import load_sweep
+
+    prepare(list(make_plan(load_sweep(spec, sets=settings), ROOT).trials), storage)
+
+
+def measure(spec: Path, settings: list[str], slots: int, before: bool = False) -> dict[str, Any]:
+    """slots: workers that train at once; before: what is made once a storage is there already"""
     with tempfile.TemporaryDirectory() as folder:
+        if before:
+            prepared(spec, settings, Path(folder))
         command = [sys.executable, "-m", "sweeper", "run", spec, "--storage", folder]
         command += [word for setting in settings for word in ("--set", setting)]
         started = time.time()
@@ -37,7 +50,7 @@ def measure(spec: Path, settings: list[str], slots: int) -> dict[str, Any]:
             raise SystemExit(done.stderr[-3000:])
         results = [json.loads(file.read_text()) for file in Path(folder).glob("trials/*/result.json")]
     work = sum(result["train_s"] * result["workers"] for result in results)
-    first = min(result["time"] - result["train_s"] for result in results)
+    first = min(result["time"] - result.get("wall_s", result["train_s"]) for result in results)
     last = max(result["time"] for result in results)
     return {
         "trials": len(results),
@@ -56,9 +69,10 @@ def main() -> None:
     parser.add_argument("spec", nargs="?", type=Path, default=ROOT / "examples" / "quickstart.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for sweeper run")
     parser.add_argument("--slots", type=int, default=os.cpu_count(), help="workers at once (default: one a CPU)")
+    parser.add_argument("--prepared", action="store_true", help="backbones and tasks are in the storage already")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args.spec.resolve(), args.set, args.slots)
+    found = measure(args.spec.resolve(), args.set, args.slots, args.prepared)
     if args.json:
         print(json.dumps(found, indent=1))
         return

@@ -69,7 +69,7 @@ def ours(args: argparse.Namespace, objective: str) -> list[float]:
     from jobs.model import ObjectiveModel
     from jobs.probe import Probe
     from jobs.spec import TrialSpec
-    from jobs.train import _step
+    from jobs.train import step as train_step
 
     precision = "bf16" if torch.cuda.is_available() else "fp32"
     trial = TrialSpec.model_validate(
@@ -90,7 +90,7 @@ def ours(args: argparse.Namespace, objective: str) -> list[float]:
         state = Capability(Probe(0.5, 1.0, np.zeros(1), 0.0, 0.0, 0.0, [], []), engine.device).state(0.0)
         for step in range(args.steps):
             started = time.perf_counter()
-            sums, *_ = _step(trial, engine, rows[step * args.batch : (step + 1) * args.batch], 0, state)
+            sums, *_ = train_step(trial, engine, rows[step * args.batch : (step + 1) * args.batch], 0, state)
             float(sums[0])
             times.append(time.perf_counter() - started)
     return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,40 @@ class Shape:
         )
 
 
-def place(shape: Shape, left: list[dict[str, float]]) -> bool:
+class Room:
+    """What a node has left. GPUs card by card, as Ray has them: a share lies on one, whole ones are free ones."""
+
+    def __init__(self, node: Node) -> None:
+        self.cpus, gpus = node.get("CPU", 0.0), node.get("GPU", 0.0)
+        self.cards = [1.0] * int(gpus) + ([gpus % 1] if gpus % 1 else [])
+
+    def workers(self, shape: Shape) -> int:
+        """How many workers of a shape it takes."""
+        fit = [int(self.cpus / shape.cpus + ROUNDING)] if shape.cpus > 0 else []
+        if 0 < shape.gpus < 1:
+            fit.append(sum(int(card / shape.gpus + ROUNDING) for card in self.cards))
+        elif shape.gpus > 0:
+            fit.append(int(len(self._whole()) / shape.gpus + ROUNDING))
+        return min(fit)
+
+    def take(self, shape: Shape, workers: int) -> None:
+        """As many as `workers` has said to fit, at most. A share goes to the fullest card that has it."""
+        self.cpus -= workers * shape.cpus
+        if 0 < shape.gpus < 1:
+            for _ in range(workers):
+                open_ = [i for i, card in enumerate(self.cards) if card + ROUNDING >= shape.gpus]
+                self.cards[min(open_, key=lambda i: self.cards[i])] -= shape.gpus
+        else:
+            for i in self._whole()[: math.ceil(workers * shape.gpus - ROUNDING)]:
+                self.cards[i] = 0.0
+
+    def _whole(self) -> list[int]:
+        return [i for i, card in enumerate(self.cards) if card + ROUNDING >= 1]
+
+
+def place(shape: Shape, left: Sequence[Room]) -> bool:
     """Take a trial's workers out of what nodes have left: all of them, on as few nodes as can be, or none."""
-
-    def room(node: Node) -> int:
-        return min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in shape.each.items())
-
-    rooms = [room(node) for node in left]
+    rooms = [room.workers(shape) for room in left]
     if sum(rooms) < shape.workers:
         return False
     missing = shape.workers
@@ -49,8 +77,7 @@ def place(shape: Shape, left: list[dict[str, float]]) -> bool:
     order = [min(whole, key=lambda i: rooms[i])] if whole else sorted(range(len(left)), key=lambda i: -rooms[i])
     for i in order:
         here = min(rooms[i], missing)
-        for name, amount in shape.each.items():
-            left[i][name] -= here * amount
+        left[i].take(shape, here)
         missing -= here
         if not missing:
             break
@@ -59,7 +86,7 @@ def place(shape: Shape, left: list[dict[str, float]]) -> bool:
 
 def lanes_that_fit(nodes: Sequence[Node], shape: Shape) -> int:
     """Trials of a shape at once on these nodes; raises PlacementError where not even one fits."""
-    left = [dict(node) for node in nodes]
+    left = [Room(node) for node in nodes]
     count = 0
     while place(shape, left):
         count += 1

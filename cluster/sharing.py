@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.resources import Node, Shape, place, total
+from cluster.resources import Node, Room, Shape, place, total
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ Grant = Counter[Shape]
 
 def shares(nodes: Sequence[Node], claims: Sequence[Claim]) -> dict[str, Grant]:
     """Lanes by claim's id and shape. All wants are served before anybody's spare lanes."""
-    left = [dict(node) for node in nodes]
+    left = [Room(node) for node in nodes]
     whole = total(nodes)
     given = {claim.id: Grant() for claim in claims}
     for open_ in ({c.id: Counter(dict(c.wants)) for c in claims}, {c.id: Counter(dict(c.spare)) for c in claims}):
@@ -59,7 +59,7 @@ def _dominant(grant: Grant, whole: Node) -> float:
     return max((amount / whole[name] for name, amount in used.items()), default=0.0)
 
 
-def _give_one(claim: Claim, open_: Counter[Shape], grant: Grant, left: list[dict[str, float]]) -> bool:
+def _give_one(claim: Claim, open_: Counter[Shape], grant: Grant, left: Sequence[Room]) -> bool:
     for shape in list(open_):  # in the order of the claim
         if open_[shape] > 0 and place(shape, left):
             open_[shape] -= 1

@@ -129,16 +129,24 @@ class ObjectiveModel(nn.Module):
     """A causal language model whose forward returns the objective.
 
     `reference` is the frozen copy of the backbone that some objectives read: `frozen`, where the backbone is sharded
-    already, else a deep copy. It stands in this module, so that ZeRO-3 shards it with the rest.
+    already, else a deep copy. It stands in this module, so that ZeRO-3 shards it with the rest. Beside adapters the
+    copy may share the weights that do not move (`share_frozen`).
     """
 
-    def __init__(self, backbone: nn.Module, objective: BoundObjective, frozen: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: BoundObjective,
+        share_frozen: bool = False,
+        frozen: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         head_of(backbone)  # refuse before training
         if frozen is None and needs_reference(objective.spec):
-            frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
+            same = {id(p): p for p in backbone.parameters() if share_frozen and not p.requires_grad}
+            frozen = copy.deepcopy(backbone, same).eval().requires_grad_(False)
         self.reference = frozen
 
     def forward(self, batch: Batch, num_targets: float, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +155,13 @@ class ObjectiveModel(nn.Module):
         num_targets: what 'valid' divides the micro-batch's sum by, the share of the step's targets (Eq. 4's mean);
         'kept' divides by the tokens that the gate keeps in this micro-batch.
         """
-        targets = Targets.of(hidden_states(self.backbone, batch), batch)
+        return self.loss_of(hidden_states(self.backbone, batch), batch, num_targets, state)
+
+    def loss_of(
+        self, hidden: Tensor, batch: Batch, num_targets: float, state: State | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What forward returns, from the batch's hidden states [rows, tokens, d]."""
+        targets = Targets.of(hidden, batch)
         context = Context(state, self._reference(batch), targets.row)
         loss = linear_objective(targets.hidden, head_of(self.backbone), targets.ids, self.objective, context)
         kept = loss.kept.sum()

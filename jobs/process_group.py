@@ -65,7 +65,9 @@ class LaneConfig(BackendConfig):
 
 def _meeting_place(config: LaneConfig) -> tuple[str, int]:
     """Where rank 0, which runs this, is to be met. Whoever must give back what they hold can do so from here on."""
-    ray.get(config.board.up.remote(config.lane, get_current_placement_group()))
+    gpus = ray.get_gpu_ids()
+    card = f"{ray.get_runtime_context().get_node_id()} {gpus[0]}" if gpus else ""
+    ray.get(config.board.up.remote(config.lane, get_current_placement_group(), card))
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), int(probe.getsockname()[1])

@@ -334,7 +334,9 @@ class Execution(Strict):
 
     workers: Positive = 1
     cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float | Literal["auto"] = Field(
+        0.0, description="auto: a share of one, by what the first trial of a kind was measured to take"
+    )
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="keep them in host memory: the optimiser's state (ZeRO 1 to 3), parameters too (ZeRO 3)"
@@ -352,6 +354,25 @@ class Execution(Strict):
     memory_gb: float | None = Field(
         None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
     )
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _can_be_given(cls, value: Any) -> Any:
+        """Ray gives a part of one card, or whole ones."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value == "auto" or (number and (0 <= value <= 1 or (value > 1 and value == int(value)))):
+            return value
+        raise ValueError(f"a fraction of a GPU, a whole number of them, or auto; got {value!r}")
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether shares of GPUs are measured."""
+        return self.gpus_per_worker == "auto"
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a worker; a whole one while nobody knows which share will do."""
+        return 1.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
 
 class TrialSpec(Strict):

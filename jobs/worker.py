@@ -1,4 +1,4 @@
-"""A lane: one Ray Train worker group that stays up and runs trials one after another.
+"""A lane: one Ray Train worker group that stays up and runs trials one after another, or groups of them.
 
 Imports, process group and tokenised data stay; model, engine and random state are new for every trial, so a
 trial in a lane equals the same trial in a fresh process. What goes wrong in a trial ends the lane: ranks may hang
@@ -24,32 +24,40 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
 from jobs.checkpoint_writer import Parts
+from jobs.course import Row, Save
 from jobs.engine import device
 from jobs.evaluate import Problem
 from jobs.memory import Floor
+from jobs.meter import Meter, meter
 from jobs.process_group import set_device
 from jobs.record import KEEP_CHECKPOINTS, RowWriter, TrialFolder
 from jobs.spec import TrialSpec
-from jobs.train import Row, Save, train
+from jobs.together import Member, train_together
+from jobs.train import train
 from jobs.zero import micro_batch_size
 
 
 def serve(config: dict[str, Any]) -> None:
     """Ray Train's training function.
 
-    config: board (actor handle, see sweeper/board.py), lane (its name), root (storage), cpus (per worker).
+    config: board (actor handle, see sweeper/board.py), lane (its name), root (storage), cpus and gpus (per worker).
     """
     words = _Words()
     threading.Thread(target=words.listen, args=(config["board"], config["lane"]), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
     set_device()
     rank = ray.train.get_context().get_world_rank()
-    floor = Floor()
+    floor, gauge = Floor(), meter(_cards_here())
     for index in itertools.count():
-        job = ray.get(config["board"].next_job.remote(config["lane"], index))
-        if job is None:
+        jobs = ray.get(config["board"].next_jobs.remote(config["lane"], index))
+        if jobs is None:
             return
-        _Run(config["board"], Path(config["root"]), job, rank, words).run()
+        gauge.begin(config["gpus"] or 1.0, jobs[0]["outside"])  # what has no GPU shares none
+        runs = [_Run(config["board"], Path(config["root"]), job, rank, words, gauge, config["gpus"]) for job in jobs]
+        if len(runs) == 1:
+            runs[0].run()
+        else:
+            train_together([run.member() for run in runs], Path(config["root"]))
         if _on_any_rank(floor.left()):
             return  # the lane is opened anew while trials are left
 
@@ -71,8 +79,10 @@ class _Words:
 class _Run:
     """One trial in this worker: where its rows and checkpoints go. Only rank 0 writes rows and speaks."""
 
-    def __init__(self, board: Any, root: Path, job: dict[str, Any], rank: int, words: _Words) -> None:
-        self.board, self.root, self.rank, self.words = board, root, rank, words
+    def __init__(
+        self, board: Any, root: Path, job: dict[str, Any], rank: int, words: _Words, gauge: Meter, gpus: float
+    ) -> None:
+        self.board, self.root, self.rank, self.words, self.gauge, self.gpus = board, root, rank, words, gauge, gpus
         self.key: str = job["key"]
         self.wait: bool = job["wait"]  # a scheduler wants to judge every evaluation before the trial goes on
         self.hold_at: int | None = job["hold_at"]  # the step at which a race compares
@@ -84,38 +94,62 @@ class _Run:
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
+        self.resume_from = self._newest_checkpoint()
+        self.model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
+        self.facts: dict[str, Any] = {}
 
     def run(self) -> None:
         started = time.perf_counter()
-        model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
-        resume_from = self._newest_checkpoint()
-        facts: dict[str, Any] = {}
-        complete = train(self.trial, self.root, self.report, resume_from, model_dir, facts, self.keep_answers)
+        complete = train(
+            self.trial, self.root, self.report, self.resume_from, self.model_dir, self.facts, self.keep_answers
+        )
         self._settle()
+        self.facts["train_s"] = time.perf_counter() - started
+        self.end(complete)
+
+    def member(self) -> Member:
+        """Of a group, which trains it to its end."""
+        return Member(
+            self.trial, self.report, self.end, self.resume_from, self.model_dir, self.keep_answers, self.facts
+        )
+
+    def end(self, complete: bool) -> None:
+        """Its last word, if it is over for good."""
+        self._settle()
+        memory = self._memory()
         if self.rank != 0:
             return
+        if "heldout/nll" in self.last:  # else it has not answered anything yet, which may take the most
+            ray.get(self.board.measured.remote(self.key, _of_one_worker(memory)))
         if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
             return  # its checkpoint is there; it goes on in another lane, or when the sweep is resumed
         if self.held:
             ray.get(self.board.say.remote(self.key, {"kind": "held", "row": self.last}))
             return
-        took = time.perf_counter() - started
         status = "finished" if complete else "stopped"
-        resumed = int(resume_from.name.removeprefix("step-")) if resume_from else None
+        resumed = int(self.resume_from.name.removeprefix("step-")) if self.resume_from else None
         by = {} if complete else {"by": "hand" if self.broken_off else "scheduler"}
         self.folder.finish(
             status,
-            train_s=took,
             step=self.last["step"],
             workers=dist.get_world_size(),
             resumed_from=resumed,
             micro_batch_size=micro_batch_size(self.trial),
+            memory=memory,
             **by,
-            **facts,
+            **self.facts,
         )
         if complete:
             self.folder.drop_checkpoints()
         ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last}))
+
+    def _memory(self) -> dict[str, Any]:
+        """What each worker took at its peak, and what it had; by rank."""
+        mine = self.gauge.read()
+        of_all = [mine] * dist.get_world_size()
+        if dist.get_world_size() > 1:
+            dist.all_gather_object(of_all, mine)
+        return {"gpus": self.gpus} | {name: [one[name] for one in of_all] for name in mine}
 
     def report(self, row: Row, save: Save | None, due: bool) -> bool:
         """jobs.train's report: record, checkpoint, and whether to go on, the same answer on every rank."""
@@ -192,6 +226,18 @@ class _Run:
             found[0] = str(complete[-1])
         dist.broadcast_object_list(found, 0)
         return Path(found[0]) if found[0] else None
+
+
+def _of_one_worker(memory: dict[str, Any]) -> dict[str, int]:
+    """The largest need and the smallest card."""
+    most = {name: max(memory[name]) for name in ("peak_bytes", "outside_bytes")}
+    return most | {"total_bytes": min(memory["total_bytes"])}
+
+
+def _cards_here() -> float:
+    """GPUs of this node, as Ray counts them."""
+    here = ray.get_runtime_context().get_node_id()
+    return float(next((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0))
 
 
 def _on_any_rank(flag: bool) -> bool:

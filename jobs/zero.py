@@ -85,6 +85,11 @@ def check_shape(trial: TrialSpec) -> None:
     micro_batch_size(trial)
     if trial.evaluation.engine == "vllm" and trial.execution.workers > 1:
         raise ValueError("evaluation.engine vllm goes with execution.workers 1; take transformers for more")
+    if trial.execution.workers > 1 and 0 < trial.execution.gpus < 1:
+        raise ValueError(
+            f"execution.gpus_per_worker {trial.execution.gpus:g} goes with execution.workers 1, since NCCL has no two "
+            "workers of a trial on one card; give each a whole one"
+        )
     needed = {"none": 0, "optimizer": 1, "parameters": 3}[trial.execution.offload]
     if trial.train.zero_stage < needed:
         raise ValueError(

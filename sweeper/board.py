@@ -1,4 +1,4 @@
-"""The board between Tune and the lanes: trials are posted, lanes take them, rows and ends come back.
+"""The board between Tune and the lanes: trials are posted, lanes take them (some in groups), rows and ends come back.
 
 One Ray actor a sweep, without threads: every method is a coroutine on one loop. It holds no results; those are in
 the trials' folders before the board hears of them.
@@ -7,37 +7,68 @@ the trials' folders before the board hears of them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sweeper.grouping import Kin
+
 Message = dict[str, Any]
 ENDS = ("finished", "stopped", "failed", "held")
+GATHER_S = 30.0  # since the last trial was posted: so long a lane waits for more to train together with
 
 
 @dataclass(frozen=True)
 class State:
-    """left: trials that are not over, by shape; busy: lanes that are up, with the trial that each runs (None: idle)."""
+    """left: jobs that are not over and may run (a group is one), by shape; busy: lanes that are up, with a trial that
+    each runs (None: idle); cards: of lanes that have GPUs, the node and the card.
+    """
 
     left: dict[Any, int]
     busy: dict[str, str | None]
+    cards: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial occupies. unmeasured: its kind, while nobody knows how much memory that takes; of these, one trial
+    runs at a time. outside: bytes of its share of a GPU that torch's allocator does not get.
+    """
+
+    shape: Any
+    unmeasured: str | None = None
+    outside: int = 0
 
 
 class Board:
     """The mailbox of one sweep.
 
     specs:  key -> TrialSpec as JSON
-    shapes: key -> what the trial occupies; a lane serves trials of its own shape
+    places: key -> what the trial occupies; a lane serves trials of its own shape
     wait:   whether trials wait for a scheduler's word at every evaluation
+    kin:    key -> which trials it may be trained together with, and how many at most; without it, alone
 
     A trial that is held at a step writes a checkpoint there and ends ('held') until it is posted again.
     """
 
-    def __init__(self, specs: dict[str, str], shapes: dict[str, Any], wait: bool, jobs_per_lane: int | None) -> None:
-        self.specs, self.shapes, self.wait, self.jobs_per_lane = specs, shapes, wait, jobs_per_lane
+    def __init__(
+        self,
+        specs: dict[str, str],
+        places: dict[str, Place],
+        wait: bool,
+        jobs_per_lane: int | None,
+        kin: Mapping[str, Kin] | None = None,
+    ) -> None:
+        self.specs, self.places, self.wait, self.jobs_per_lane = specs, places, wait, jobs_per_lane
         self.changed = asyncio.Condition()
         self.posted: deque[str] = deque()
-        self.lanes: dict[str, list[str]] = defaultdict(list)  # keys that a lane was given, in order
+        self.kin = dict(kin or {})
+        self.round = set(specs)  # what Tune is to post before this round is over
+        self.posted_at = 0.0
+        self.lanes: dict[str, list[list[str]]] = defaultdict(list)  # jobs that a lane was given: the keys of each
         self.closing: set[str] = set()
         self.messages: dict[str, list[Message]] = defaultdict(list)
         self.read: dict[str, int] = defaultdict(int)  # how many messages of a trial were asked for
@@ -45,10 +76,13 @@ class Board:
         self.ended: set[str] = set()  # at their end, until they are posted again
         self.lane_shape: dict[str, Any] = {}
         self.groups: dict[str, Any] = {}  # a lane's placement group
+        self.cards: dict[str, str] = {}
+        self.measures: list[tuple[str, Message]] = []  # what trials took of memory, until the driver asks
+        self.settling: set[str] = set()  # kinds that were measured and wait for their places
         self.words: dict[str, list[str | None]] = defaultdict(list)  # to a lane: break this trial off; None: exit
         self.dropped: set[str] = set()  # stopped by hand
         self.hold_at: dict[str, int] = {}  # key -> step
-        self.given: dict[str, str] = {}  # lane -> the spec that it was given last
+        self.given: dict[str, str] = {}  # key -> the spec that a lane was given
         self.broken = ""  # why no trial can run any more
         self.ending = False
 
@@ -64,6 +98,7 @@ class Board:
             await self.say(key, {"kind": "stopped"})
         else:
             self.posted.append(key)
+            self.posted_at = time.monotonic()
             await self._wake()
 
     async def listen(self, key: str) -> Message:
@@ -88,37 +123,68 @@ class Board:
         """A lane is being brought up."""
         self.lane_shape[lane] = shape
 
-    async def up(self, lane: str, group: Any) -> None:
-        """Its workers are there, in this placement group, and will meet."""
+    async def up(self, lane: str, group: Any, card: str = "") -> None:
+        """Its workers are there, in this placement group, and will meet. card: of the first worker, if it has GPUs."""
         self.groups[lane] = group
+        if card:
+            self.cards[lane] = card
 
     async def group_of(self, lane: str) -> Any:
         """The placement group of a lane whose workers were there, for whoever must remove it; else None."""
         return self.groups.get(lane)
 
-    async def next_job(self, lane: str, index: int) -> Message | None:
-        """The lane's index-th trial, the same for all its ranks; None when it is to end."""
+    async def next_jobs(self, lane: str, index: int) -> list[Message] | None:
+        """The lane's index-th trial, or trials to train together, the same for all ranks; None when it is to end."""
         self.lanes[lane]  # it is up
         async with self.changed:
-            await self.changed.wait_for(lambda: self._give(lane, index))
-        keys = self.lanes[lane]
-        if index >= len(keys):
-            return None
-        key = keys[index]
-        self.given[lane] = self.specs[key]
-        return {"key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key)}
+            while not self._give(lane, index):
+                # a group that nobody completes goes without the rest
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), GATHER_S if self.kin and self.posted else None)
+        jobs = self.lanes[lane]
+        return None if index >= len(jobs) else [self._job(key) for key in jobs[index]]
+
+    def _job(self, key: str) -> Message:
+        self.given[key] = self.specs[key]
+        return {
+            "key": key, "spec": self.specs[key], "wait": self.wait, "hold_at": self.hold_at.get(key),
+            "outside": self.places[key].outside,
+        }  # fmt: skip
 
     def _give(self, lane: str, index: int) -> bool:
-        keys = self.lanes[lane]
+        jobs = self.lanes[lane]
         spent = self.jobs_per_lane is not None and index >= self.jobs_per_lane
-        if index < len(keys) or lane in self.closing or spent:
+        if index < len(jobs) or lane in self.closing or spent:
             return True
-        key = next((key for key in self.posted if self.shapes[key] == self.lane_shape[lane]), None)
-        if key is None:
-            return False
-        self.posted.remove(key)
-        keys.append(key)
-        return True
+        running = {key for other in self.lanes for key in self._running(other)}
+        measuring = self.settling | {self._unmeasured(key) for key in running} - {None}
+        for key in self.posted:
+            place = self.places[key]
+            if place.shape != self.lane_shape[lane] or place.unmeasured in measuring:
+                continue
+            if group := self._group(key):
+                for one in group:
+                    self.posted.remove(one)
+                jobs.append(group)
+                return True
+        return False
+
+    def _group(self, key: str) -> list[str]:
+        """The posted trials to train together, this one first; none while more of them are about to be posted."""
+        kin = self.kin.get(key)
+        if kin is None:
+            return [key]
+        like = [one for one in self.posted if one != key and self.kin.get(one) == kin]
+        found = [key, *like][: kin.most]
+        if len(found) < kin.most and time.monotonic() - self.posted_at < GATHER_S and self._expected(kin):
+            return []
+        return found
+
+    def _expected(self, kin: Kin) -> bool:
+        """Whether Tune will post another one of these."""
+        known = self.ended | self.over | self.dropped | set(self.posted)
+        known |= {key for lane in self.lanes for key in self._running(lane)}
+        return any(key not in known and self.kin.get(key) == kin for key in self.round)
 
     async def next_word(self, lane: str, number: int) -> str | None:
         """The number-th word to a lane: a trial to break off at its next row, with a checkpoint; None: exit at once."""
@@ -134,6 +200,11 @@ class Board:
             self.posted.appendleft(key)
             await self._wake()
         return False
+
+    async def measured(self, key: str, measure: Message) -> None:
+        """What a trial took of memory, before its end is said: others of its kind wait for the places that follow."""
+        self.measures.append((key, measure))
+        self.settling |= {kind for kind in (self._unmeasured(key),) if kind}
 
     async def say(self, key: str, message: Message) -> None:
         self.messages[key].append(message)
@@ -153,7 +224,8 @@ class Board:
     # the driver's side
 
     async def hold(self, steps: dict[str, int | None]) -> None:
-        """At which step each of these trials is held; None: at none."""
+        """A round begins: these trials, each held at a step, or at none (None)."""
+        self.round = set(steps)
         for key, step in steps.items():
             self.hold_at.pop(key, None)
             if step is not None:
@@ -161,14 +233,40 @@ class Board:
 
     async def state(self) -> State:
         """Where the sweep stands, for whoever opens and closes lanes."""
-        left = Counter(self.shapes[key] for key in self.specs if key not in self.ended)
-        return State(dict(left), {lane: self._running(lane) for lane in self.lanes})
+        left: Counter[Any] = Counter()
+        together: Counter[tuple[Kin, Any]] = Counter()
+        waits = set[str]()
+        for key, place in self.places.items():
+            if key in self.ended or place.unmeasured in waits:
+                continue
+            if key in self.kin:
+                together[self.kin[key], place.shape] += 1
+                continue
+            left[place.shape] += 1
+            if place.unmeasured:  # the others of its kind wait for it
+                waits.add(place.unmeasured)
+        for (kin, shape), count in together.items():
+            left[shape] += -(-count // kin.most)
+        busy = {lane: next(iter(self._running(lane)), None) for lane in self.lanes}
+        return State(dict(left), busy, dict(self.cards))
+
+    async def take_measures(self) -> list[tuple[str, Message]]:
+        """What was measured since the last time."""
+        taken, self.measures = self.measures, []
+        return taken
+
+    async def place(self, places: dict[str, Place], specs: dict[str, str]) -> None:
+        """Where trials are placed from now on, and how they run."""
+        self.places |= places
+        self.specs |= specs
+        self.settling &= {kind for kind in map(self._unmeasured, self.places) if kind}
+        await self._wake()
 
     async def close(self, lane: str, break_off: bool = False) -> None:
         """The lane is to end after its trial; with break_off after its next row, and the trial goes elsewhere."""
         self.closing.add(lane)
-        if break_off and (key := self._running(lane)):
-            self.words[lane].append(key)
+        if break_off:
+            self.words[lane] += self._running(lane)
         await self._wake()
 
     async def drop(self, key: str) -> bool:
@@ -177,7 +275,7 @@ class Board:
         if key in self.posted:
             self.posted.remove(key)
             await self.say(key, {"kind": "stopped"})
-        running = [lane for lane in self.lanes if self._running(lane) == key]
+        running = [lane for lane in self.lanes if key in self._running(lane)]
         for lane in running:
             self.words[lane].append(key)
         await self._wake()
@@ -196,36 +294,65 @@ class Board:
             self.closing.add(lane)
             if at_once:
                 self.words[lane].append(None)
-            elif key := self._running(lane):
-                self.words[lane].append(key)
+            else:
+                self.words[lane] += self._running(lane)
         await self._wake()
 
-    async def running_in(self, lane: str) -> tuple[str, str] | None:
-        """The trial that a lane runs, and the spec that it was given."""
-        key = self._running(lane)
-        return None if key is None else (key, self.given[lane])
+    async def running_in(self, lane: str) -> dict[str, str]:
+        """The trials that a lane runs, with the specs that it was given."""
+        return {key: self.given[key] for key in self._running(lane)}
 
-    async def try_again(self, lane: str, key: str, specs: dict[str, str]) -> None:
-        """A lane that has ended ran out of memory: these specs hold from now on, and its trial is the next one."""
+    async def try_again(
+        self,
+        lane: str,
+        keys: list[str],
+        specs: dict[str, str],
+        places: dict[str, Place],
+        kin: Mapping[str, Kin | None],
+    ) -> None:
+        """A lane that has ended ran out of memory: all this holds from now on, and its trials are the next ones."""
         self.lanes.pop(lane, None)
-        self.specs |= specs
-        self.posted.appendleft(key)
+        self._regroup(kin)
+        await self.place(places, specs)
+        self.posted.extendleft(reversed(keys))
         await self._wake()
 
-    async def lane_ended(self, lane: str, error: str | None, died: bool) -> str | None:
-        """A lane is gone. Returns the key of the trial that it leaves unfinished, which hears of it."""
-        keys = self.lanes.pop(lane, [])
+    async def lane_ended(self, lane: str, error: str | None, died: bool) -> list[str]:
+        """A lane is gone. Returns the keys of the trials that it leaves unfinished.
+
+        One hears of it. Of several nobody knows whose fault it was: each goes on alone from its newest checkpoint, so
+        that the one which fails again fails alone.
+        """
+        left = self._running(lane)
+        self.lanes.pop(lane, None)
         self.lane_shape.pop(lane, None)
         self.groups.pop(lane, None)
-        if error is None or not keys or keys[-1] in self.ended or keys[-1] in self.posted:
-            return None
-        await self.say(keys[-1], {"kind": "failed", "error": error, "died": died})
-        return keys[-1]
+        self.cards.pop(lane, None)
+        await self._wake()  # the trial that it was to measure may be another's now
+        if error is None:
+            return []
+        if len(left) == 1:
+            await self.say(left[0], {"kind": "failed", "error": error, "died": died})
+        elif not self.ending:
+            self._regroup(dict.fromkeys(left))
+            self.posted.extendleft(reversed(left))
+            await self._wake()
+        return left
 
-    def _running(self, lane: str) -> str | None:
-        """The trial that a lane was given last, if it is not at its end and not given back."""
-        key = next(iter(self.lanes.get(lane, [])[-1:]), None)
-        return None if key is None or key in self.ended or key in self.posted else key
+    def _regroup(self, kin: Mapping[str, Kin | None]) -> None:
+        for key, new in kin.items():
+            self.kin.pop(key, None)
+            if new is not None:
+                self.kin[key] = new
+
+    def _running(self, lane: str) -> list[str]:
+        """The trials that a lane was given last and that are not at their end and not given back."""
+        keys = next(iter(self.lanes.get(lane, [])[-1:]), [])
+        return [key for key in keys if key not in self.ended and key not in self.posted]
+
+    def _unmeasured(self, key: str | None) -> str | None:
+        """The kind of a trial, if nobody knows how much memory that takes."""
+        return None if key is None else self.places[key].unmeasured
 
     async def _wake(self) -> None:
         async with self.changed:

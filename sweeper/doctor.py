@@ -9,8 +9,9 @@ from cluster.facts import ClusterFacts
 from cluster.finding import Finding, size
 from cluster.resources import PlacementError, Shape, lanes_that_fit
 from sweeper.estimate import DiskNeed, disk_need
+from sweeper.gpu_memory import shape_of
 from sweeper.plan import Plan
-from sweeper.run import pending_trials, shape_of
+from sweeper.run import pending_trials
 from sweeper.store import Store
 
 LITTLE = 1 << 30  # bytes: less than this free is worth a word whatever the plan

@@ -67,7 +67,7 @@ def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     execution, memory = trial.execution, memory_of(trial, shape, length).total
     if measured is not None:
         return Estimate(steps, tokens, memory, measured, "measured")
-    gpus = execution.gpus_per_worker * execution.workers
+    gpus = execution.gpus * execution.workers
     speed = gpus * GPU_FLOPS if gpus else execution.cpus_per_worker * execution.workers * CPU_FLOPS
     problems = trial.task.heldout_examples if not trial.task.benchmarks else 0
     problems += sum(b.examples or BENCHMARK_PROBLEMS for b in trial.task.benchmarks)
@@ -139,7 +139,7 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
         optimizer = 0.0
     if execution.offload == "parameters":
         weights = 2.0 * word * (shape.params / shape.layers + shape.vocab * shape.hidden)  # one layer, the next, a head
-    on_gpu = execution.gpus_per_worker > 0
+    on_gpu = execution.gpus > 0
     live = word * min(shape.params, LIVE) if stage == 3 and execution.workers > 1 else 0
     bucket = word * (BUCKET if on_gpu else min(BUCKET, trained))
     buffers = live + (bucket if stage > 0 and trial.objective is not None else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from jobs.files import write_text
 from jobs.plugins import objective_named
@@ -61,12 +62,17 @@ def _may_be_cut(trial: TrialSpec) -> bool:
     return spec is not None and spec.canonical().normalisation != "kept" and trial.train.reduction != "authors"
 
 
-def _file(trial: TrialSpec, root: Path) -> Path:
+def what_decides_memory(trial: TrialSpec) -> list[Any]:
+    """Of training, but for the number of sequences at once; as JSON types."""
     train, execution = trial.train, trial.execution
-    what = [
+    return [
         trial.backbone.identity(), train.max_length, train.precision, train.zero_stage, train.batch_size,
-        execution.model_dump(exclude={"cpus_per_worker", "memory_gb"}),
+        execution.model_dump(exclude={"cpus_per_worker", "memory_gb"}) | {"gpus_per_worker": execution.gpus},
         trial.objective is not None and "reference" in objective_named(trial.objective.canonical().name).needs,
     ]  # fmt: skip
+
+
+def _file(trial: TrialSpec, root: Path) -> Path:
+    what = what_decides_memory(trial)
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return root / "micro_batches" / f"{digest}.json"

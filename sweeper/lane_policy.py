@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.resources import Node, Shape
 from cluster.sharing import Claim
@@ -16,7 +17,9 @@ Lanes = list[tuple[Shape, int]]
 
 @dataclass
 class Lane:
-    """One worker group. up: its workers have come; key: the trial that it runs; excess_since: not granted any more."""
+    """One worker group. up: its workers have come; key: the trial that it runs; excess_since: not granted any more;
+    card: where it has GPUs, which node's and which.
+    """
 
     name: str
     shape: Shape
@@ -25,6 +28,7 @@ class Lane:
     key: str | None = None
     asked_to_end: bool = False
     excess_since: float | None = None
+    card: str = ""
 
 
 @dataclass
@@ -57,8 +61,7 @@ def changes(granted: Mapping[Shape, int], wants: Mapping[Shape, int], lanes: Seq
         mine = [lane for lane in lanes if lane.shape == shape and not lane.asked_to_end]
         may = granted.get(shape, 0)
         todo.open += [shape] * max(0, min(may, wants.get(shape, 0)) - len(mine))
-        # idle ones first, then those not yet up, then the youngest
-        order = sorted(mine, key=lambda lane: (lane.key is not None, lane.up, -lane.opened))
+        order = sorted(mine, key=_leaves_first(mine))
         for lane in order[: max(0, len(mine) - may)]:
             lane.excess_since = now if lane.excess_since is None else lane.excess_since
             busy = lane.key is not None or not lane.up
@@ -67,6 +70,20 @@ def changes(granted: Mapping[Shape, int], wants: Mapping[Shape, int], lanes: Seq
         for lane in order[max(0, len(mine) - may) :]:
             lane.excess_since = None
     return todo
+
+
+def _leaves_first(lanes: Sequence[Lane]) -> Callable[[Lane], tuple[Any, ...]]:
+    """Idle ones first, then those not yet up, then the youngest; of shares of cards, those of the idlest card together.
+
+    Scattered over cards, what they leave would be no whole card.
+    """
+    busy = Counter(lane.card for lane in lanes if lane.key is not None)
+
+    def order(lane: Lane) -> tuple[Any, ...]:
+        card = (busy[lane.card], lane.card) if 0 < lane.shape.gpus < 1 else (0, "")
+        return (*card, lane.key is not None, lane.up, -lane.opened)
+
+    return order
 
 
 def why_waiting(

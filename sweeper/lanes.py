@@ -23,10 +23,14 @@ from jobs.process_group import LaneConfig
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
-from sweeper.board import State
+from sweeper.board import Place, State
 from sweeper.fitting import fitting, is_out_of_memory, smaller
+from sweeper.gpu_memory import larger_share, placed, remember
+from sweeper.gpu_share import Measure, in_words, parts_of
+from sweeper.grouping import regrouped
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 
+GIB = 1 << 30
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
 FRUITLESS = 3  # lanes in a row that failed before their first trial: then none will come up
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, of a terminal
@@ -56,7 +60,7 @@ class LaneTrainer(DataParallelTrainer):
 class LanePool:
     """The lanes of one sweep. A lane that dies tells the board and is replaced while trials are left.
 
-    trials:   key -> trial, as they are to be run
+    trials:   key -> trial, as they are to be run; places: what each of them occupies
     most:     trials at once, over all shapes
     requests: names trials that somebody wants stopped, each once
     say:      prints a line for people
@@ -66,6 +70,7 @@ class LanePool:
         self,
         board: Any,
         trials: Mapping[str, TrialSpec],
+        places: Mapping[str, Place],
         root: Path,
         sweep: str,
         share: Share,
@@ -74,7 +79,7 @@ class LanePool:
         say: Callable[[str], None],
     ) -> None:
         self.board, self.root, self.share, self.most = board, root, share, most
-        self.trials = dict(trials)
+        self.trials, self.places = dict(trials), dict(places)
         self.lock = threading.Lock()
         self.requests, self.say = requests, say
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
@@ -135,11 +140,17 @@ class LanePool:
         while not self.closing.wait(HEARTBEAT_S if self.number else 0):
             for key in self.requests():
                 self._drop(key)
+            for key, measure in ray.get(self.board.take_measures.remote()):
+                self._note(key, Measure(**measure))
             state: State = ray.get(self.board.state.remote())
             lanes = list(self.lanes.values())  # a lane that ends meanwhile takes itself off the list
             for lane in lanes:
                 lane.up, lane.key = lane.name in state.busy, state.busy.get(lane.name)
+                lane.card = state.cards.get(lane.name, "")
+            unplaced = self._unplaced()
             wants, spare = lanes_wanted(state.left, lanes, self.most)
+            if unplaced:
+                spare = []  # what idles may hold the card, or the part of it, that another waits for
             granted = self.share.update(nodes(), wants, spare)
             todo = changes(granted, dict(wants), lanes, time.monotonic())
             for lane in lanes:
@@ -148,7 +159,7 @@ class LanePool:
                     ray.get(self.board.close.remote(lane.name, break_off=True))
             for shape in todo.open:
                 self._open(shape)
-            why = why_waiting(wants, granted, lanes, free(), self._unplaced(), self.share.others)
+            why = why_waiting(wants, granted, lanes, free(), unplaced, self.share.others)
             if why and why != said:
                 self.say(why)
             said = why or said
@@ -184,36 +195,78 @@ class LanePool:
             remove_placement_group(group)  # what its controller has left, nobody else removes while this driver lives
         lane = self.lanes[name]
         if error is not None and is_out_of_memory(error):
-            self._make_room(name)
-        key = ray.get(self.board.lane_ended.remote(name, error, died))
-        if key is not None and not self.aborted:
-            TrialFolder(self.root / "trials" / key).add_failure(str(error))
+            self._make_room(name, shape)
+        left = ray.get(self.board.lane_ended.remote(name, error, died))
+        for key in () if self.aborted else left:
+            beside = f"one of {len(left)} trained together; each goes on alone: " if len(left) > 1 else ""
+            TrialFolder(self.root / "trials" / key).add_failure(f"{beside}{error}")
         self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
-        if self.fruitless >= FRUITLESS:
+        if self.fruitless >= FRUITLESS and not any(other.up for other in list(self.lanes.values()) if other != lane):
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
         del self.lanes[name]
 
-    def _make_room(self, name: str) -> None:
-        """A lane has run out of memory: fewer sequences at once, for its trial and for all like it."""
-        running = ray.get(self.board.running_in.remote(name))
-        if running is None:
+    def _make_room(self, name: str, shape: Shape) -> None:
+        """A lane has run out of memory: a smaller group; else a larger share of a GPU, else a smaller micro-batch."""
+        given = ray.get(self.board.running_in.remote(name))
+        if len(given) > 1:
+            half = len(given) // 2
+            alone = regrouped({key: TrialSpec.model_validate_json(spec) for key, spec in given.items()}, half)
+            for key in given:
+                TrialFolder(self.root / "trials" / key).add_failure(
+                    f"out of memory; again with {half} at most together"
+                )
+            self.say(f"{' and '.join(given)}: out of memory together; from now on {half} of them at once")
+            ray.get(self.board.try_again.remote(name, list(given), {}, {}, alone))
             return
-        key, given = running
+        if not given:
+            return
+        ((key, spec),) = given.items()
         with self.lock:  # one lane at a time: two that fail together halve once
-            if (less := smaller(TrialSpec.model_validate_json(given), self.root)) is None:
+            trial = TrialSpec.model_validate_json(spec)
+            if (count := larger_share(trial, shape, self.root)) is not None:
+                again, now = in_words(count), f"a trial like it gets {in_words(count)}"
+            elif (less := smaller(trial, self.root)) is not None:
+                again = f"{micro_batch_size(less)} sequences at once"
+                now = f"a worker takes {again}, the batch stays"
+            else:
                 return
-            size = micro_batch_size(less)
-            again = {k: fitting(t, self.root) for k, t in self.trials.items()}
-            changed = {k: t.model_dump_json() for k, t in again.items() if t != self.trials[k]}
-            self.trials = again
-        TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {size} sequences at once")
-        self.say(f"{key}: out of memory; from now on a worker takes {size} sequences at once, the batch stays")
-        ray.get(self.board.try_again.remote(name, key, changed))
+            specs, places = self._placed_again()
+        TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {again}")
+        self.say(f"{key}: out of memory; from now on {now}")
+        # alone, which is how this was learnt
+        ray.get(self.board.try_again.remote(name, [key], specs, places, dict.fromkeys(specs)))
+
+    def _placed_again(self) -> tuple[dict[str, str], dict[str, Place]]:
+        """What is changed by what the storage knows now: specs, and places."""
+        fit = {k: fitting(t, self.root) for k, t in self.trials.items()}
+        at = {k: placed(t, self.root) for k, t in fit.items()}
+        specs = {k: t.model_dump_json() for k, t in fit.items() if t != self.trials[k]}
+        places = {k: place for k, place in at.items() if place != self.places[k]}
+        self.trials, self.places = fit, at
+        return specs, places
+
+    def _note(self, key: str, measure: Measure) -> None:
+        """A trial has told what it took: others like it may be placed by that."""
+        with self.lock:
+            trial = self.trials[key]
+            if not remember(trial, measure, self.root):
+                return
+            specs, places = self._placed_again()
+            count = parts_of(self.places[key].shape.gpus)
+        peak, of = (f"{n / GIB:.1f} GiB" for n in (measure.peak_bytes + measure.outside_bytes, measure.total_bytes))
+        self.say(f"{key} took {peak} of a GPU's {of}: a trial like it gets {in_words(count)}")
+        ray.get(self.board.place.remote(places, specs))
 
     def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
         return LaneTrainer(
             serve,
-            train_loop_config={"board": self.board, "lane": name, "root": str(self.root), "cpus": shape.cpus},
+            train_loop_config={
+                "board": self.board,
+                "lane": name,
+                "root": str(self.root),
+                "cpus": shape.cpus,
+                "gpus": shape.gpus,
+            },
             scaling_config=ScalingConfig(
                 num_workers=shape.workers,
                 use_gpu=shape.gpus > 0,

@@ -16,9 +16,11 @@ from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
 from jobs.pretrain import pretrain
-from jobs.spec import Execution, TrialSpec
+from jobs.spec import TrialSpec
 from sweeper import control
 from sweeper.fitting import fitting
+from sweeper.gpu_memory import placed, shape_of, smallest_shape
+from sweeper.grouping import in_order, kin_of
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
@@ -120,17 +122,19 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
 
     settings = plan.spec.settings
     scheduler = make_scheduler(plan, store)
-    shapes = {trial.key: shape_of(trial.execution) for trial in pending}
     trials = {trial.key: fitting(trial, store.root) for trial in pending}
+    places = {key: placed(trial, store.root) for key, trial in trials.items()}
+    shapes = {shape for trial in pending for shape in (shape_of(trial.execution), smallest_shape(trial))}
     specs = {key: trial.model_dump_json() for key, trial in trials.items()}
+    count = _most_lanes(shapes, settings.concurrency or len(pending), grows=address is not None)
+    kin = kin_of(trials, settings.together, count, store.root)
     # on the head, which a sweep cannot do without; any other node may go
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
-        specs, shapes, scheduler is not None, None if settings.lanes else 1
+        specs, places, scheduler is not None, None if settings.lanes else 1, kin
     )
-    count = _most_lanes(set(shapes.values()), settings.concurrency or len(pending), grows=address is not None)
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
-        board, trials, store.root, settings.name, share, settings.concurrency,
+        board, trials, places, store.root, settings.name, share, settings.concurrency,
         partial(control.stop_requests, store, settings.name), say.line,
     ):  # fmt: skip
         prepare(pending, store.root, read)  # while the lanes come up
@@ -142,14 +146,15 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
         )
         with watch.beside(store, settings.name):
             for round_ in _rounds(plan, store, list(specs), say):
+                keys = in_order(list(round_), kin)
                 ray.get(board.hold.remote(round_))
                 tune.Tuner(
                     cell,
-                    param_space={"key": tune.grid_search(list(round_))},
+                    param_space={"key": tune.grid_search(keys)},
                     tune_config=tune.TuneConfig(
                         scheduler=scheduler,
-                        # one more than lanes, so that the next trial is posted when a lane comes free
-                        max_concurrent_trials=count + 1,
+                        # one more than lanes train, so that the next trial is posted when a lane comes free
+                        max_concurrent_trials=count * max([1, *(one.most for one in kin.values())]) + 1,
                         reuse_actors=True,
                         trial_dirname_creator=lambda trial: trial.trial_id,
                     ),
@@ -193,11 +198,6 @@ def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterato
         yield todo
         tried |= todo
         first = {}
-
-
-def shape_of(execution: Execution) -> Shape:
-    """What a trial occupies."""
-    return Shape(execution.workers, execution.cpus_per_worker, execution.gpus_per_worker)
 
 
 def _most_lanes(shapes: set[Shape], most: int, grows: bool) -> int:

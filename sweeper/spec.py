@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -79,10 +79,21 @@ class Settings(Strict):
     execution: Execution = Execution()
     scheduler: SchedulerSpec = SchedulerSpec()
     overrides: tuple[Override, ...] = ()
-    concurrency: Positive | None = Field(None, description="trials at once; without it, as many as fit")
+    concurrency: Positive | None = Field(
+        None, description="trials (or groups of them) at once; without it, as many as fit"
+    )
     priority: float = Field(1.0, gt=0, description="weight beside other sweeps on the same cluster")
     max_failures: int = Field(1, ge=0, description="how often a trial whose worker died is started again")
     lanes: bool = Field(True, description="workers stay up and serve one trial after another")
+    together: Literal["auto", "off"] | Annotated[int, Field(ge=2)] = Field(
+        "auto", description="how many trials train at once on one frozen backbone, where they differ in no more than "
+        "objective and seed"
+    )  # fmt: skip
+
+    @field_validator("together", mode="before")
+    @classmethod
+    def _off_is_no_truth(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads off as false
 
     @field_validator("name")
     @classmethod

@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.spec import TrialSpec
+from sweeper.board import Place
 from sweeper.estimate import estimate, measured_seconds
+from sweeper.fitting import fitting
+from sweeper.gpu_memory import may_share, measured, placed, why_whole
+from sweeper.gpu_share import in_words, parts_of
+from sweeper.grouping import groups_facts
 from sweeper.plan import Plan
 from sweeper.results import status_of
 from sweeper.store import Store
@@ -15,10 +21,12 @@ from sweeper.store import Store
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
     """All that `sweeper plan` knows, as JSON types."""
-    measured = measured_seconds(store, list(plan.trials))
+    seconds = measured_seconds(store, list(plan.trials))
     trials = []
     for trial in plan.trials:
-        cost = estimate(trial, store.root, measured.get((trial.backbone.name, trial.task.name)))
+        cost = estimate(trial, store.root, seconds.get((trial.backbone.name, trial.task.name)))
+        # fixed shares need nothing of the storage
+        place = placed(fitting(trial, store.root) if may_share(trial) else trial, store.root)
         trials.append(
             {
                 "key": trial.key,
@@ -27,7 +35,8 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
                 "objective": trial.objective_label,
                 "seed": trial.seed if trial.objective else None,
                 "steps": cost.steps,
-                "gpus": trial.execution.gpus_per_worker * trial.execution.workers,
+                "gpus": place.shape.gpus * trial.execution.workers,
+                "gpus_from": _gpus_from(trial, place),
                 "workers": trial.execution.workers,
                 "status": status_of(store.trial(trial.key).result()),
                 "tokens": cost.tokens,
@@ -42,9 +51,44 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "cells": plan.num_cells,
         "merged": plan.merged,
         "gpu_hours": _gpu_hours(trials),
+        "gpu_shares": _gpu_shares(plan, store),
+        "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
         "notes": plan.notes,
         "trials": trials,
     }
+
+
+def _gpus_from(trial: TrialSpec, place: Place) -> str:
+    """Whether the sweep file says so ('file'), a measure does ('measured'), or one is to come ('unmeasured')."""
+    if not may_share(trial):
+        return "file"
+    return "measured" if place.unmeasured is None else "unmeasured"
+
+
+def _gpu_shares(plan: Plan, store: Store) -> list[str]:
+    """What the plan says of measured shares, a line each."""
+    lines: dict[str, None] = {}
+    kinds: dict[str, None] = {}
+    for trial in plan.trials:
+        if (reason := why_whole(trial)) is not None:
+            lines[f"{trial.backbone.name} gets whole GPUs: {reason}"] = None
+        if not may_share(trial):
+            continue
+        fit = fitting(trial, store.root)
+        place, known = placed(fit, store.root), measured(fit, store.root)
+        if place.unmeasured is not None:
+            kinds[place.unmeasured] = None
+        elif known is not None:
+            what = "trained" if trial.objective is not None else "measured as it is"
+            took, of = _size(known.peak_bytes + known.outside_bytes), _size(known.total_bytes)
+            gets = in_words(parts_of(place.shape.gpus))
+            lines[f"{trial.backbone.name} on {trial.task.name}, {what}: took {took} of {of}, gets {gets}"] = None
+    if kinds:
+        text = (
+            f"measured on the first trial of each kind, which has a whole GPU; {len(kinds)} kinds are not measured yet"
+        )
+        lines[text] = None
+    return list(lines)
 
 
 def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
@@ -88,8 +132,21 @@ def print_plan(facts: dict[str, Any]) -> None:
     if hours := facts["gpu_hours"]:
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
         print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; full-length answers by transformers)")
+    for line in facts["gpu_shares"]:
+        print(f"GPU share: {line}")
+    for group in facts["together"]:
+        print(_together(group))
     for note in facts["notes"]:
         print(f"note: {note}")
+
+
+def _together(group: dict[str, Any]) -> str:
+    """A line on trials that join, or on what keeps them from it."""
+    who = f"{group['trials']} trials of {group['backbone']} on {group['task']}"
+    if group["most"] == 1:
+        return f"alone: {who}: {group['why']}"
+    sizes = _size(group["memory_bytes"]), _size(group["alone_bytes"])
+    return f"together: {who}, up to {group['most']} on one copy of the weights: {sizes[0]} a worker, alone {sizes[1]}"
 
 
 def status_facts(store: Store, sweep: str) -> dict[str, Any]:

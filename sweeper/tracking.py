@@ -149,8 +149,12 @@ class Tracking:
             self.client.set_tag(run_id, "status", status)
             if check := result.get("objective_check"):
                 self.client.set_tag(run_id, "objective.digest", check["digest"])
+            for name, value in _memory_tags(result.get("memory")).items():
+                self.client.set_tag(run_id, name, value)
             if result.get("gate_at") is not None:
                 self.client.set_tag(run_id, "objective.gate_at", str(result["gate_at"]))
+            if result.get("together"):  # no param: a trial that goes on may do so in another group
+                self.client.set_tag(run_id, "together", str(result["together"]))
             if result.get("error"):
                 self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
             elif "error" in run.data.tags:
@@ -260,6 +264,14 @@ def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
     client = MlflowClient(tracking_uri=uri)
     found = {sweep: client.get_experiment_by_name(sweep) for sweep in store.sweeps()}
     return {s: view_url(server, str(e.experiment_id), "means") for s, e in found.items() if e is not None}
+
+
+def _memory_tags(memory: dict[str, Any] | None) -> dict[str, str]:
+    """Tags, since a parameter may not change when a trial is run again."""
+    if memory is None:
+        return {}
+    peak = max(a + b for a, b in zip(memory["peak_bytes"], memory["outside_bytes"], strict=True))
+    return {"memory.peak_gib": f"{peak / (1 << 30):.2f}", "memory.gpus_per_worker": f"{memory['gpus']:g}"}
 
 
 def _ms(seconds: float) -> int:

@@ -15,6 +15,8 @@ from jobs.record import Row, TrialFolder
 from jobs.spec import TrialSpec
 from jobs.yardsticks import PRIMARY
 from sweeper.control import driver
+from sweeper.fitting import fitting
+from sweeper.gpu_memory import placed
 from sweeper.results import status_of
 from sweeper.store import Store
 
@@ -102,6 +104,7 @@ class Watcher:
             "objective": trial.objective_label, "seed": trial.seed if trial.objective else None,
             "step": int(row.get("step", 0)), "steps": _steps(trial), "tokens_per_s": row.get(SPEED),
             "nll": row.get("train/nll"),
+            "gpus": placed(fitting(trial, self.store.root), self.store.root).shape.gpus * trial.execution.workers,
         }  # fmt: skip
 
     def _seconds_left(self, groups: dict[tuple[str, str], list[str]], running: list[str]) -> float | None:
@@ -202,13 +205,13 @@ def board(facts: Facts) -> RenderableType:
         )  # fmt: skip
     parts: list[RenderableType] = [Text(head, style="bold"), groups]
     if facts["running"]:
-        now = Table("running", "objective", "seed", "step", "target tokens/s", "train nll")
+        now = Table("running", "objective", "seed", "step", "target tokens/s", "train nll", "GPUs")
         for r in facts["running"]:
             step = f"{r['step']}/{r['steps']}" if r["steps"] else str(r["step"])
             speed = "" if r["tokens_per_s"] is None else f"{r['tokens_per_s']:,.0f}"
             nll = "" if r["nll"] is None else f"{r['nll']:.3f}"
             seed = "" if r["seed"] is None else str(r["seed"])
-            now.add_row(f"{r['backbone']} · {r['task']}", r["objective"], seed, step, speed, nll)
+            now.add_row(f"{r['backbone']} · {r['task']}", r["objective"], seed, step, speed, nll, f"{r['gpus']:.3g}")
         parts.append(now)
     for failure in facts["failures"][:5]:
         parts.append(Text(f"failed: {failure['trial']}: {' '.join(failure['reason'])[:160]}", style="red"))

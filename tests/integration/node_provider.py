@@ -1,7 +1,7 @@
 """Nodes for Ray's autoscaler on one host: real ones (`ray start`), each with a /tmp/ray of its own.
 
 Ray's provider for laptops starts nodes that share that folder, and the agent of one deletes what a job has shipped to
-the other as soon as it has no use for it itself.
+the other as soon as it has no use for it itself. A node comes once the file $NODE_GATE is there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+START = 'until [ -e "$NODE_GATE" ]; do sleep 0.2; done; mount -t tmpfs tmpfs /tmp/ray && exec "$@"'
+
 
 class Provider(FakeMultiNodeProvider):
     """Keeps its list of nodes as its parent does; how one starts and ends is its own."""
@@ -37,7 +39,7 @@ class Provider(FakeMultiNodeProvider):
                 "RAY_NODE_TYPE_NAME": tags[TAG_RAY_USER_NODE_TYPE],
             }
             command = [
-                "unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /tmp/ray && exec "$@"', "sh",
+                "unshare", "-m", "sh", "-c", START, "sh",
                 str(Path(sys.executable).parent / "ray"), "start", "--block", f"--address={self._gcs_address}",
                 "--node-ip-address=127.0.0.1", f"--num-cpus={int(resources['CPU'])}", "--disable-usage-stats",
                 "--dashboard-agent-listen-port=0",

@@ -19,11 +19,12 @@ import torch
 import torch._dynamo  # the first optimiser step would import it
 import torch.distributed as dist
 
+from jobs.course import Save
 from jobs.hf import import_transformers
 from jobs.memory import settle
 from jobs.record import Row
 from jobs.spec import TrialSpec
-from jobs.train import Save, train
+from jobs.train import train
 
 
 class Raised(Exception):

@@ -76,9 +76,16 @@ def test_checkpoint_measures_ours_beside_deepspeed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_together_measures_each_way_at_the_same_work() -> None:
+    size = ("--layers", "1", "--vocab", "200", "--batch", "1", "--steps", "3")
+    rows = run("together.py", "--trials", "2", *size)["rows"]
+    assert [(row["trials"], row["way"]) for row in rows] == [(2, way) for way in ("in turn", "processes", "together")]
+    assert all(row["cpu_s_a_step"] > 0 and row["peak_mb"] > 0 for row in rows)
+
+
 def test_sweep_wall_tells_training_from_the_rest(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
-    result = run("sweep_wall.py", str(spec), "--set", "grid.backbone.0.pretrain_steps=0")
+    result = run("sweep_wall.py", str(spec), "--prepared", "--set", "grid.backbone.0.pretrain_steps=0")
     assert result["trials"] == 3
     assert result["ratio"] > 1
     parts = result["ideal_s"] + result["before_s"] + result["between_s"] + result["after_s"]

@@ -61,7 +61,7 @@ def growing(tmp_path: Path) -> Iterator[Head]:
     )  # fmt: skip
     head.cpus, head.options = 0, [f"--autoscaling-config={config}"]
     head.env = {
-        "PYTHONPATH": str(ROOT), GROWS_TO: declare([(1, 2, 0)]),
+        "PYTHONPATH": str(ROOT), GROWS_TO: declare([(1, 2, 0)]), "NODE_GATE": str(tmp_path / "gate"),
         "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     }  # fmt: skip
@@ -77,8 +77,10 @@ def test_a_sweep_brings_its_node_and_the_node_goes_again(growing: Head, storage:
     client = Client(growing, storage)
     spec = write_spec(tmp_path, name="grows", execution={"workers": 2})
     client("submit", spec)
+    said = "waiting: a trial needs 2 CPU (2 workers x 1), free are 0 CPU"
+    until("a word of what it waits for", lambda: said in client("logs", "grows").stdout, timeout_s=120)
+    (tmp_path / "gate").touch()  # a quick machine would have its node before there is anything to say
     assert client("wait", "grows").returncode == 0
     store = Store(storage)
     assert {(store.trial(key).result() or {})["status"] for key in store.trials("grows")} == {"finished"}
-    assert "waiting: a trial needs 2 CPU (2 workers x 1), free are 0 CPU" in client("logs", "grows").stdout
     until("the node gone again", lambda: len(nodes(growing)) == 1, timeout_s=120)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sweeper.board import Board
+from sweeper.board import Board, Place
+from sweeper.grouping import Kin
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -15,8 +16,8 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 def board(wait: bool = False, jobs_per_lane: int | None = None, big: tuple[str, ...] = ()) -> Board:
     """Two trials; those in `big` need a lane of another shape."""
-    shapes = {key: "big" if key in big else "small" for key in ("a", "b")}
-    made = Board({"a": "{}", "b": "{}"}, shapes, wait, jobs_per_lane)
+    places = {key: Place("big" if key in big else "small") for key in ("a", "b")}
+    made = Board({"a": "{}", "b": "{}"}, places, wait, jobs_per_lane)
     made.lane_shape = {"lane": "small", "other": "small", "wide": "big"}
     return made
 
@@ -24,12 +25,12 @@ def board(wait: bool = False, jobs_per_lane: int | None = None, big: tuple[str, 
 def test_both_ranks_of_a_lane_get_the_same_trial() -> None:
     async def scene() -> None:
         b = board()
-        asks = [asyncio.create_task(b.next_job("lane", 0)) for _ in range(2)]
+        asks = [asyncio.create_task(b.next_jobs("lane", 0)) for _ in range(2)]
         await asyncio.sleep(0)
         await b.post("a")
         await b.post("b")
-        assert [(await ask or {})["key"] for ask in asks] == ["a", "a"]
-        assert (await b.next_job("other", 0) or {})["key"] == "b"
+        assert [(await ask or [{}])[0]["key"] for ask in asks] == ["a", "a"]
+        assert (await b.next_jobs("other", 0) or [{}])[0]["key"] == "b"
 
     run(scene())
 
@@ -37,15 +38,15 @@ def test_both_ranks_of_a_lane_get_the_same_trial() -> None:
 def test_a_closed_lane_ends_and_an_unlaned_one_ends_after_one_trial() -> None:
     async def scene() -> None:
         b = board()
-        waiting = asyncio.create_task(b.next_job("lane", 0))
+        waiting = asyncio.create_task(b.next_jobs("lane", 0))
         await asyncio.sleep(0)
         await b.close("lane")
         assert await waiting is None
         single = board(jobs_per_lane=1)
         await single.post("a")
         await single.post("b")
-        assert (await single.next_job("lane", 0) or {})["key"] == "a"
-        assert await single.next_job("lane", 1) is None
+        assert (await single.next_jobs("lane", 0) or [{}])[0]["key"] == "a"
+        assert await single.next_jobs("lane", 1) is None
 
     run(scene())
 
@@ -54,9 +55,9 @@ def test_a_dead_lane_tells_its_trial_and_names_it() -> None:
     async def scene() -> None:
         b = board()
         await b.post("a")
-        await b.next_job("lane", 0)
+        await b.next_jobs("lane", 0)
         heard = asyncio.create_task(b.listen("a"))
-        assert await b.lane_ended("lane", "killed", died=True) == "a"
+        assert await b.lane_ended("lane", "killed", died=True) == ["a"]
         assert (await heard) == {"kind": "failed", "error": "killed", "died": True}
 
     run(scene())
@@ -66,10 +67,10 @@ def test_a_lane_that_ends_after_its_trial_fails_nothing() -> None:
     async def scene() -> None:
         b = board()
         await b.post("a")
-        await b.next_job("lane", 0)
+        await b.next_jobs("lane", 0)
         await b.say("a", {"kind": "finished", "row": {}})
-        assert await b.lane_ended("lane", "died while idle", died=True) is None
-        assert await b.lane_ended("other", None, died=False) is None
+        assert await b.lane_ended("lane", "died while idle", died=True) == []
+        assert await b.lane_ended("other", None, died=False) == []
 
     run(scene())
 
@@ -98,7 +99,7 @@ def test_a_trial_cancelled_before_its_start_is_not_run() -> None:
         b = board()
         await b.post("a")
         await b.cancel("a")
-        waiting = asyncio.create_task(b.next_job("lane", 0))
+        waiting = asyncio.create_task(b.next_jobs("lane", 0))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         waiting.cancel()
@@ -111,8 +112,8 @@ def test_a_lane_is_given_only_trials_of_its_shape() -> None:
         b = board(big=("a",))
         await b.post("a")
         await b.post("b")
-        assert (await b.next_job("lane", 0) or {})["key"] == "b"
-        assert (await b.next_job("wide", 0) or {})["key"] == "a"
+        assert (await b.next_jobs("lane", 0) or [{}])[0]["key"] == "b"
+        assert (await b.next_jobs("wide", 0) or [{}])[0]["key"] == "a"
         assert (await b.state()).left == {"big": 1, "small": 1}
 
     run(scene())
@@ -123,14 +124,14 @@ def test_a_lane_that_must_go_gives_its_trial_back_to_the_next() -> None:
         b = board()
         await b.post("a")
         await b.post("b")
-        await b.next_job("lane", 0)
+        await b.next_jobs("lane", 0)
         await b.close("lane", break_off=True)
         assert await b.next_word("lane", 0) == "a"
         assert await b.gave_back("a") is False  # not its end
         assert (await b.state()).left == {"small": 2}
-        assert await b.next_job("lane", 1) is None
-        assert await b.lane_ended("lane", "killed when it was idle", died=True) is None
-        assert (await b.next_job("other", 0) or {})["key"] == "a"  # before b, which came later
+        assert await b.next_jobs("lane", 1) is None
+        assert await b.lane_ended("lane", "killed when it was idle", died=True) == []
+        assert (await b.next_jobs("other", 0) or [{}])[0]["key"] == "a"  # before b, which came later
 
     run(scene())
 
@@ -141,7 +142,7 @@ def test_a_trial_stopped_by_hand_ends_and_the_others_go_on(under_way: bool) -> N
         b = board()
         await b.post("a")
         if under_way:
-            await b.next_job("lane", 0)
+            await b.next_jobs("lane", 0)
         assert await b.drop("a") is under_way
         if under_way:
             assert await b.next_word("lane", 0) == "a"
@@ -149,7 +150,7 @@ def test_a_trial_stopped_by_hand_ends_and_the_others_go_on(under_way: bool) -> N
             await b.say("a", {"kind": "stopped", "row": {}})
         assert (await b.listen("a"))["kind"] == "stopped"
         await b.post("b")
-        assert (await b.next_job("lane", int(under_way)) or {})["key"] == "b"
+        assert (await b.next_jobs("lane", int(under_way)) or [{}])[0]["key"] == "b"
 
     run(scene())
 
@@ -170,7 +171,7 @@ def test_the_end_of_a_sweep_reaches_every_lane(at_once: bool) -> None:
     async def scene() -> None:
         b = board(wait=True)
         await b.post("a")
-        await b.next_job("lane", 0)
+        await b.next_jobs("lane", 0)
         verdict = asyncio.create_task(b.ask("a", {"kind": "row"}, wait=True))
         await asyncio.sleep(0.01)
         await b.end(at_once)
@@ -179,7 +180,7 @@ def test_the_end_of_a_sweep_reaches_every_lane(at_once: bool) -> None:
         if not at_once:
             await b.gave_back("a")
             assert not b.posted
-            assert await b.next_job("other", 0) is None
+            assert await b.next_jobs("other", 0) is None
 
     run(scene())
 
@@ -201,10 +202,10 @@ def test_a_trial_tried_again_after_a_death_counts_as_left() -> None:
     async def scene() -> None:
         b = board()
         await b.post("a")
-        await b.next_job("lane", 0)
+        await b.next_jobs("lane", 0)
         await b.lane_ended("lane", "killed", died=True)
         await b.post("a")
-        await b.next_job("other", 0)
+        await b.next_jobs("other", 0)
         assert (await b.state()).left == {"small": 2}
         assert (await b.state()).busy == {"other": "a"}
 
@@ -216,12 +217,12 @@ def test_what_ran_out_of_memory_comes_again_first_with_its_new_spec_and_nobody_h
         b = board()
         await b.post("a")
         await b.post("b")
-        await b.next_job("lane", 0)
-        assert await b.running_in("lane") == ("a", "{}")
-        await b.try_again("lane", "a", {"a": "less", "b": "less"})
-        assert await b.lane_ended("lane", "out of memory", died=False) is None
-        assert await b.running_in("lane") is None
-        jobs = [await b.next_job("other", index) or {} for index in range(2)]
+        await b.next_jobs("lane", 0)
+        assert await b.running_in("lane") == {"a": "{}"}
+        await b.try_again("lane", ["a"], {"a": "less", "b": "less"}, {}, {})
+        assert await b.lane_ended("lane", "out of memory", died=False) == []
+        assert await b.running_in("lane") == {}
+        jobs = [(await b.next_jobs("other", index) or [{}])[0] for index in range(2)]
         assert [(job["key"], job["spec"]) for job in jobs] == [("a", "less"), ("b", "less")]
         assert b.messages["a"] == []
 
@@ -233,11 +234,101 @@ def test_a_trial_is_held_where_the_driver_said_so() -> None:
         b = board()
         await b.hold({"a": 10, "b": None})
         await b.post("a")
-        assert (await b.next_job("lane", 0) or {})["hold_at"] == 10
+        assert (await b.next_jobs("lane", 0) or [{}])[0]["hold_at"] == 10
         await b.say("a", {"kind": "held", "row": {}})
         assert (await b.state()).left == {"small": 1}
         await b.hold({"a": None})
         await b.post("a")
-        assert (await b.next_job("lane", 1) or {})["hold_at"] is None
+        assert (await b.next_jobs("lane", 1) or [{}])[0]["hold_at"] is None
+
+    run(scene())
+
+
+def family(most: int, keys: str = "abcd") -> Board:
+    """Trials that may be trained together, and one, z, that may not."""
+    specs = dict.fromkeys([*keys, "z"], "{}")
+    made = Board(specs, dict.fromkeys(specs, Place("small")), False, None, dict.fromkeys(keys, Kin("kin", most)))
+    made.lane_shape = {"lane": "small", "other": "small"}
+    return made
+
+
+async def keys_of(b: Board, lane: str, index: int) -> list[str]:
+    return [job["key"] for job in await b.next_jobs(lane, index) or []]
+
+
+def test_a_lane_waits_until_its_group_is_posted_and_takes_others_meanwhile() -> None:
+    async def scene() -> None:
+        b = family(most=3)
+        await b.post("a")
+        await b.post("z")
+        assert await keys_of(b, "lane", 0) == ["z"]
+        waiting = asyncio.create_task(keys_of(b, "other", 0))
+        await b.post("b")
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await b.post("c")
+        assert await waiting == ["a", "b", "c"]
+        await b.post("d")
+        assert await keys_of(b, "lane", 1) == ["d"]  # nobody is left to join it
+        assert (await b.state()).left == {"small": 3}  # two groups and one alone
+
+    run(scene())
+
+
+def test_a_group_of_those_that_a_round_has_does_not_wait_for_others() -> None:
+    async def scene() -> None:
+        b = family(most=3)
+        await b.hold({"a": None, "b": None})  # a race's round without the others
+        await b.post("a")
+        await b.post("b")
+        assert await keys_of(b, "lane", 0) == ["a", "b"]
+
+    run(scene())
+
+
+def test_of_a_group_that_failed_each_goes_on_alone_and_nobody_hears_of_it() -> None:
+    async def scene() -> None:
+        b = family(most=4)
+        for key in "abcd":
+            await b.post(key)
+        assert await keys_of(b, "lane", 0) == ["a", "b", "c", "d"]
+        await b.say("b", {"kind": "finished", "row": {}})
+        assert await b.lane_ended("lane", "raised", died=False) == ["a", "c", "d"]
+        assert b.messages["a"] == []
+        assert [await keys_of(b, "other", index) for index in range(2)] == [["a"], ["c"]]
+        await b.lane_ended("other", "raised again", died=False)
+        assert (await b.listen("c"))["error"] == "raised again"
+        assert (await b.state()).left == {"small": 3}  # a, d, z
+
+    run(scene())
+
+
+def test_a_group_that_ran_out_of_memory_comes_again_as_smaller_ones() -> None:
+    async def scene() -> None:
+        b = family(most=4)
+        for key in "abcd":
+            await b.post(key)
+        await b.next_jobs("lane", 0)
+        await b.try_again("lane", list("abcd"), {}, {}, dict.fromkeys("abcd", Kin("kin-2", 2)))
+        assert await b.lane_ended("lane", "out of memory", died=False) == []
+        assert [await keys_of(b, "other", index) for index in range(2)] == [["a", "b"], ["c", "d"]]
+
+    run(scene())
+
+
+def test_one_of_a_group_is_stopped_and_a_lane_that_goes_gives_all_back() -> None:
+    async def scene() -> None:
+        b = family(most=2, keys="ab")
+        for key in "ab":
+            await b.post(key)
+        await b.next_jobs("lane", 0)
+        assert await b.drop("a")
+        assert await b.next_word("lane", 0) == "a"
+        assert await b.gave_back("a")
+        await b.say("a", {"kind": "stopped", "row": {}})
+        await b.close("lane", break_off=True)
+        assert await b.next_word("lane", 1) == "b"
+        assert not await b.gave_back("b")
+        assert await keys_of(b, "other", 0) == ["b"]
 
     run(scene())

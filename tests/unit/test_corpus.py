@@ -22,7 +22,7 @@ from jobs.sources import TaskError
 from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
-from jobs.train import _prepared
+from jobs.train import prepared_for
 from sweeper.run import check_inputs, prepare
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
@@ -121,9 +121,11 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepare(trials, tmp_path)
     records = []
     for trial in trials:
-        _prepared.cache_clear()
+        prepared_for.cache_clear()
         records.append(
-            _prepared(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, tmp_path).facts
+            prepared_for(
+                trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, tmp_path
+            ).facts
         )
     assert len({trial.key for trial in trials}) == 12
     assert calls == [500, 40]

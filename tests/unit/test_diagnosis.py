@@ -22,7 +22,7 @@ from jobs.spec import Execution, TrialSpec
 from sweeper.commands_doctor import refused, token
 from sweeper.doctor import disk, placing, tracking
 from sweeper.estimate import DiskNeed, disk_need
-from sweeper.run import shape_of
+from sweeper.gpu_memory import shape_of
 from sweeper.tracking import reach
 
 ROOT = Path(__file__).parents[2]

@@ -47,6 +47,17 @@ def test_lanes_of_one_shape_make_room_for_another() -> None:
     assert todo.close == ["a", "b"]
 
 
+def test_shares_that_give_way_leave_a_whole_card() -> None:
+    """The two lanes of one card, however idle others are: two halves of two cards are no place for a whole one."""
+    half = Shape(1, 1, 0.5)
+    lanes = [lane(name, half, key="t") for name in "abcd"]
+    for one, card in zip(lanes, ("n 0", "n 1", "n 0", "n 1"), strict=True):
+        one.card = card
+    lanes[2].key = None  # c, so that card 0 is the idler one
+    changes({half: 2}, {half: 4}, lanes, 0)
+    assert sorted(changes({half: 2}, {half: 4}, lanes, PATIENCE_S).close) == ["a", "c"]
+
+
 def test_waiting_is_explained_by_the_resource_and_by_who_holds_it() -> None:
     other = Claim("x", "big-one", 2.0, 0.0, ())
     wants = [(PAIR, 1)]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cluster import broker
 from cluster.broker import Broker
-from cluster.resources import PlacementError, Shape, lanes_that_fit, place, total
+from cluster.resources import PlacementError, Room, Shape, lanes_that_fit, place, total
 from cluster.sharing import Claim, shares
 
 ONE, PAIR = Shape(1, 1), Shape(2, 1)
@@ -17,11 +17,11 @@ def claim(name: str, *wants: tuple[Shape, int], priority: float = 1, since: floa
 
 
 def test_workers_of_a_trial_fit_together_or_not_at_all() -> None:
-    left = [{"CPU": 1.0}, {"CPU": 2.0}]
+    left = [Room({"CPU": 1.0}), Room({"CPU": 2.0})]
     assert place(PAIR, left)
-    assert left == [{"CPU": 1.0}, {"CPU": 0.0}]  # on one node where one has the room
+    assert [room.cpus for room in left] == [1, 0]  # on one node where one has the room
     assert not place(PAIR, left)
-    assert left == [{"CPU": 1.0}, {"CPU": 0.0}]
+    assert [room.cpus for room in left] == [1, 0]
 
 
 def test_two_worker_trials_on_three_slots_run_one_at_a_time() -> None:
@@ -32,6 +32,19 @@ def test_two_worker_trials_on_three_slots_run_one_at_a_time() -> None:
 def test_lanes_are_limited_by_the_scarcest_resource() -> None:
     assert lanes_that_fit([{"CPU": 8, "GPU": 2}], Shape(1, 1, 0.5)) == 4
     assert lanes_that_fit([{"CPU": 10}], Shape(1, 0.1)) == 100
+
+
+def test_shares_lie_on_cards_and_a_whole_card_is_a_free_one() -> None:
+    """Ray gives shares so: two cards with a half each are no place for a whole one."""
+    assert lanes_that_fit([{"CPU": 8, "GPU": 2}], Shape(1, 1, 2 / 3)) == 2  # not 3, which would lie on two cards
+    assert lanes_that_fit([{"CPU": 8, "GPU": 1}], Shape(1, 1, 1 / 3)) == 3
+    assert lanes_that_fit([{"CPU": 8, "GPU": 4}], Shape(2, 1, 1)) == 2
+    left = [Room({"CPU": 9, "GPU": 2})]
+    assert place(Shape(1, 1, 0.5), left)
+    assert place(Shape(1, 1, 1), left)
+    assert not place(Shape(1, 1, 1), left)
+    assert place(Shape(1, 1, 0.25), left)
+    assert left[0].cards == [0.25, 0]
 
 
 def test_a_worker_does_not_span_nodes() -> None:
