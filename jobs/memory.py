@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,6 +59,27 @@ def resident() -> int:
     except OSError:
         return 0
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")  # mapped files are shared, and no leak
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """For the block, what is freed of more than a MiB goes back at once.
+
+    glibc moves that border up to 32 MiB, and then a shard that stays above a whole tensor that goes keeps the hole: two
+    workers that loaded half a model each held the size of all of it. Afterwards the border lies where glibc would stop.
+    """
+    _set_border(1 << 20)
+    try:
+        yield
+    finally:
+        _trim()
+        _set_border(32 << 20)
+
+
+def _set_border(size: int) -> None:
+    """M_MMAP_THRESHOLD: larger blocks are mapped by themselves."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(-3, size)
 
 
 def _trim() -> None:

@@ -38,7 +38,7 @@ from jobs.task_spec import TaskSpec
 from jobs.zero import micro_batch_size, shards_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @lru_cache(maxsize=4)
@@ -74,7 +74,7 @@ def train(
     prepared = prepared_for(trial.backbone.bare(), trial.task, trial.train.max_length, trial.train.overlong, root)
     facts.update(corpus=prepared.facts)
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
-    whole = None if shards_weights(trial) else load_backbone(trial.backbone, root, trial.execution).to(ds.device())
+    whole = None if shards_weights(trial) else _load_whole(trial, root)
     load = partial(measurable, trial, root) if whole is None else lambda: nullcontext(whole)
     known, eos = prepared.train, int(tokenizer.eos_token_id)
     if spec is None:
@@ -89,7 +89,7 @@ def train(
     model = load_sharded(trial, root, trial.train.precision) if whole is None else whole
     seed_all(trial.seed)  # whatever was drawn before
     add_adapters(model, trial.backbone)
-    with ds.engine_for(trial, ObjectiveModel(model, objective, reference)) as engine:
+    with ds.engine_for(trial, ObjectiveModel(model, objective, frozen=reference)) as engine:
         capability = None if probed is None else Capability(probed, engine.device)
         found = check_objective(engine, prepared.train, pad, capability)
         facts.update(objective_check=found, gate_at=gate_at(objective))
@@ -97,12 +97,19 @@ def train(
             facts.update(packing_check=check_packing(engine, prepared.train, pad))
         course = Course(trial, engine, capability, tokenizer, prepared, report, keep_answers, resume_from)
         while course.left:
-            rows, state = course.begin()
-            if not course.end(*step(trial, engine, rows, pad, state)):
+            batch, state = course.begin()
+            if not course.end(*step(trial, engine, batch, pad, state)):
                 return False
         if model_dir is not None:
             write_model(engine, tokenizer, model_dir)
         return True
+
+
+def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:
+    """By every worker for itself; in bf16 where it is trained so and not measured before."""
+    measured = trial.objective is None or trial.objective.needs_probe
+    precision = "fp32" if measured else trial.train.precision
+    return load_backbone(trial.backbone, root, trial.execution, precision).to(ds.device())
 
 
 def write_model(engine: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -19,7 +19,7 @@ from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, LoraSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import load_task
-from jobs.zero import micro_batch_size, zero_stage
+from jobs.zero import micro_batch_size, shards_weights, zero_stage
 from sweeper.store import Store
 
 CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokenizer has 1
@@ -29,6 +29,7 @@ STEP_S = 0.02  # engine and Python, a step
 DECODE_S = (
     1e-3  # transformers' generate on a GPU, a layer and token, however many sequences: 25 to 35 ms with 28 layers
 )
+GATHER = 200e9  # bytes a second that a GPU receives of the others' shards, every layer for every token; within a host
 DECODE_CPU_S = 2e-4  # and on a CPU, where the arithmetic soon takes longer
 SAMPLED = 32  # items of a generator, for the length of its examples
 BENCHMARK_PROBLEMS = 400  # of a benchmark whose size nobody has stated
@@ -75,7 +76,11 @@ def estimate(trial: TrialSpec, root: Path, measured: float | None) -> Estimate:
     again = 8 if execution.gradient_checkpointing else 6  # a second forward pass
     # greedily and sampled, batch by batch, and every answer as long as it may be
     batches = math.ceil(problems / trial.evaluation.batch_size / execution.workers)
-    decoding = 2 * batches * trial.evaluation.max_new_tokens * shape.layers * (DECODE_S if gpus else DECODE_CPU_S)
+    token = shape.layers * (DECODE_S if gpus else DECODE_CPU_S)
+    if gpus and shards_weights(trial):
+        low = trial.objective is not None and trial.train.precision == "bf16"
+        token = max(token, (2 if low else 4) * shape.params / GATHER)
+    decoding = 2 * batches * trial.evaluation.max_new_tokens * token
     answering = times * max(2 * shape.params * evaluated / speed, decoding)
     seconds = again * shape.params * tokens / speed + answering + steps * STEP_S
     return Estimate(steps, tokens, memory, seconds, "formula")
@@ -86,7 +91,7 @@ class Memory:
     """Bytes of one worker's device. What is trained on and what is answered with come one after the other.
 
     buffers: DeepSpeed's own; answers: keys and values of the sequences that are generated at once; context: CUDA's
-    loading: all weights in fp32, before the engine shards or casts them
+    loading: the weights before the engine has them, whole or, under ZeRO 3, sharded; and as they are measured
     """
 
     weights: float
@@ -113,11 +118,11 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
 
     fp32: 4 bytes of weight and gradient, 8 of AdamW. bf16: 2 and 2, and 12 of AdamW with its fp32 master copy. Only
     what is trained has gradients and state. A frozen reference is the weights once more. What is offloaded lies in host
-    memory. An untrained backbone is measured in fp32 and whole, whatever the training settings.
+    memory. A backbone is measured in fp32, whatever the training settings, and sharded where training shards it.
     """
     train, execution, stage = trial.train, trial.execution, zero_stage(trial)
     if trial.objective is None:
-        train, stage = train.model_copy(update={"precision": "fp32"}), 0
+        train, stage = train.model_copy(update={"precision": "fp32"}), 3 if shards_weights(trial) else 0
     low = train.precision == "bf16"
     word, state = (2, 12) if low else (4, 8)
     if not low and stage > 0:
@@ -136,7 +141,8 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
         weights = 2.0 * word * (shape.params / shape.layers + shape.vocab * shape.hidden)  # one layer, the next, a head
     on_gpu = execution.gpus > 0
     live = word * min(shape.params, LIVE) if stage == 3 and execution.workers > 1 else 0
-    buffers = live + (word * (BUCKET if on_gpu else min(BUCKET, trained)) if stage > 0 else 0)
+    bucket = word * (BUCKET if on_gpu else min(BUCKET, trained))
+    buffers = live + (bucket if stage > 0 and trial.objective is not None else 0)
     rows = micro_batch_size(trial) * length
     head = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden * (trial.backbone.lora is None)
     at_once = trial.evaluation.batch_size * trial.evaluation.samples
@@ -148,8 +154,25 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
         buffers=buffers,
         answers=live + at_once * answer * 2 * word * shape.keys * shape.layers,
         context=CONTEXT if on_gpu else 0.0,
-        loading=4.0 * shape.params * (2 if _needs_reference(trial) else 1),
+        loading=_loading(trial, shape, word),
     )  # fmt: skip
+
+
+def _loading(trial: TrialSpec, shape: Shape, word: int) -> float:
+    """Device bytes while the backbone is loaded, and measured in fp32 where the trial asks for it.
+
+    Sharded: a worker's part, and one embedding whole, three times (made, gathered, copied); with parameters offloaded
+    the part lies in host memory. Measuring gathers what stage3_max_live_parameters allows.
+    """
+    measured = trial.objective is None or trial.objective.needs_probe
+    copies = 2 if _needs_reference(trial) else 1
+    if not shards_weights(trial):
+        return float((4 if measured else word) * shape.params * copies)
+    shards = math.inf if trial.execution.offload == "parameters" else trial.execution.workers
+    largest = shape.vocab * shape.hidden
+    training = word * (copies * shape.params / shards + 3 * largest)
+    live = min(shape.params, LIVE) if trial.execution.workers > 1 else 0
+    return max(training, 4 * (shape.params / shards + max(3 * largest, live)) if measured else 0.0)
 
 
 def _activations(shape: Shape, word: int, length: float, trial: TrialSpec) -> float:
@@ -193,13 +216,7 @@ def too_large(trial: TrialSpec, root: Path) -> str | None:
     largest = max(parts, key=lambda part: getattr(needed, part))
     who = trial.backbone.name + (" with a frozen copy of itself" if _needs_reference(trial) else "")
     who += ", measured before training," if trial.objective is None else ""
-    what = (
-        f"fits with {'; or with '.join(fits.values())}"
-        if fits
-        else "nothing short of more workers or a smaller one fits"
-    )
-    if needed.loading > limit * GIB:
-        what = "its weights are loaded in fp32 by every worker, which no setting changes: take a smaller one"
+    what = f"fits with {'; or with '.join(fits.values())}" if fits else "no setting makes it fit: take a smaller one"
     needs = f"{needed.total / GIB:.0f} GiB a worker (mostly {largest})"
     return f"{who} needs about {needs}, execution.memory_gb is {limit:g}; {what}"
 
@@ -228,6 +245,11 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
         fewer = trial.evaluation.model_copy(update={"batch_size": max(1, batch)})
         yield f"evaluation.batch_size: {max(1, batch)}", trial.model_copy(update={"evaluation": fewer})
     if trial.objective is None:
+        if trial.execution.workers > 1 and trial.train.zero_stage < 3:
+            yield "train.zero_stage: 3", changed({"zero_stage": 3}, {})
+        for workers in _more_workers(trial, micro_batch_size(trial)):
+            name = f"execution.workers: {workers} and train.zero_stage: 3"
+            yield name, changed({"zero_stage": 3}, {"workers": workers})
         return
     micro = micro_batch_size(trial)
     if micro > 1:
@@ -243,11 +265,23 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
     offloaded = {"gradient_checkpointing": True, "offload": "parameters"}
     everything = "execution.offload: parameters, train.zero_stage: 3 and gradient_checkpointing"
     yield everything, changed({"zero_stage": 3} | one, offloaded)
+    for workers in _more_workers(trial, 1):
+        wider = {"gradient_checkpointing": True, "workers": workers}
+        name = f"execution.workers: {workers}, train.zero_stage: 3 and gradient_checkpointing"
+        yield name, changed({"zero_stage": 3, "micro_batch_size": 1}, wider)
     if trial.backbone.lora is None:
         adapted = {"backbone": trial.backbone.model_copy(update={"lora": LoraSpec()})}
         yield "backbone.lora", trial.model_copy(update=adapted)
         smallest = changed(one, {"gradient_checkpointing": True}).model_copy(update=adapted)
         yield "backbone.lora and gradient_checkpointing", smallest
+
+
+def _more_workers(trial: TrialSpec, micro: int) -> Iterator[int]:
+    """Twice as many, four times ..., as long as a step's sequences can be cut so."""
+    workers = 2 * trial.execution.workers
+    while trial.train.batch_size % (workers * micro) == 0:
+        yield workers
+        workers *= 2
 
 
 def measured_seconds(store: Store, trials: list[TrialSpec]) -> dict[tuple[str, str], float]:

@@ -175,19 +175,45 @@ def test_answers_take_what_their_keys_and_values_take() -> None:
     assert "fits with evaluation.batch_size: " in reason
 
 
-def test_an_untrained_backbone_is_whole_and_in_fp32() -> None:
-    spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16", zero_stage=3).model_copy(update={"objective": None})
-    found = memory(spec)
+def test_an_untrained_backbone_is_in_fp32_and_sharded_where_training_shards_it() -> None:
     n = PUBLISHED["Qwen2.5-7B"] * 1e9
-    assert found.weights == pytest.approx(4 * n, rel=0.01)
-    assert found.gradients == found.optimizer == found.activations == 0
+    for stage, whole in ((2, 1), (3, 2)):
+        spec = trial({"preset": "Qwen2.5-7B"}, precision="bf16", zero_stage=stage).model_copy(
+            update={"objective": None}
+        )
+        found = memory(spec)
+        assert found.weights == pytest.approx(4 * n / whole, rel=0.01)
+        assert found.gradients == found.optimizer == found.activations == 0
 
 
-def test_what_does_not_even_load_says_so() -> None:
-    limit = {"memory_gb": 140, "workers": 16}
-    reason = too_large(trial({"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution=limit), Path())
-    assert reason is not None
-    assert "its weights are loaded in fp32 by every worker" in reason
+def test_loading_is_whole_without_zero_3_and_a_share_with_it() -> None:
+    n = PUBLISHED["Qwen2.5-72B"] * 1e9
+    largest = 152_064 * 8192
+    wide = {"workers": 16}
+
+    def loading(objective: str, **train: Any) -> float:
+        return memory(trial({"preset": "Qwen2.5-72B"}, objective, precision="bf16", execution=wide, **train)).loading
+
+    assert loading("nll", zero_stage=2) == pytest.approx(2 * n, rel=0.01)
+    assert loading("adaptive", zero_stage=2) == pytest.approx(4 * n, rel=0.01)  # reads a probe, measured in fp32
+    assert loading("nll", zero_stage=3) == pytest.approx(2 * (n / 16 + 3 * largest), rel=0.01)
+    assert loading("asft", zero_stage=3) == pytest.approx(2 * (2 * n / 16 + 3 * largest), rel=0.01)
+    assert loading("adaptive", zero_stage=3) == pytest.approx(4 * (n / 16 + 3 * largest), rel=0.01)
+
+
+def test_72b_is_refused_on_few_gpus_with_how_many_would_do() -> None:
+    for objective in ({"name": "nll"}, None):
+        spec = trial({"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution={"memory_gb": 140})
+        own = {"objective": objective, "evaluation": {"batch_size": 1}}
+        few = TrialSpec.model_validate(spec.model_dump() | own)
+        reason = too_large(few, Path())
+        assert reason is not None
+        named = int(reason.split("execution.workers: ")[1].split()[0].rstrip(","))
+        settings = {"memory_gb": 140, "workers": named, "gradient_checkpointing": True}
+        enough = trial(
+            {"preset": "Qwen2.5-72B"}, precision="bf16", zero_stage=3, execution=settings, micro_batch_size=1
+        )
+        assert too_large(TrialSpec.model_validate(enough.model_dump() | own), Path()) is None
 
 
 def test_answering_in_small_batches_takes_longer() -> None:
