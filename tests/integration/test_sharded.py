@@ -81,7 +81,7 @@ def test_neither_of_two_workers_ever_holds_much_more_than_its_half(tmp_path: Pat
             subprocess.Popen([*command, str(rank), str(tmp_path / f"meet-{way}")], stdout=subprocess.PIPE, text=True)
             for rank in range(2)
         ]
-        found[way] = [json.loads(worker.communicate(timeout=200)[0].splitlines()[-1]) for worker in workers]
+        found[way] = [json.loads(worker.communicate(timeout=600)[0].splitlines()[-1]) for worker in workers]
     for rank in range(2):
         for way, word in (("fp32", 4), ("bf16", 2)):
             one = found[way][rank]
