@@ -33,13 +33,13 @@ class _Engine:
         self.llm: Any = None
         self.made_for: tuple[Any, ...] = ()
 
-    def load(self, model: PreTrainedModel, execution: Execution) -> None:
+    def load(self, model: PreTrainedModel, stop: int, execution: Execution) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
 
-        what = (model.config.to_json_string(), str(model.dtype), execution.vllm_memory)
+        what = (model.config.to_json_string(), stop, str(model.dtype), execution.vllm_memory)
         with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
-            _write(model, Path(folder))
+            _write(model, stop, Path(folder))
             if self.made_for == what:
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
                 return
@@ -54,8 +54,11 @@ class _Engine:
 _ENGINE = _Engine()
 
 
-def _write(model: PreTrainedModel, folder: Path) -> None:
-    """The model as a directory of its own; adapters are added to the weights beside them, in a copy."""
+def _write(model: PreTrainedModel, stop: int, folder: Path) -> None:
+    """The model as a directory of its own; adapters are added to the weights beside them, in a copy.
+
+    stop: the id that ends an answer, as with transformers; vLLM would also end at the configuration's own.
+    """
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     deltas = {n: m.get_delta_weight("default") for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
@@ -66,7 +69,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         seen.add(tensor.data_ptr())
         whole = tensor + deltas[module].to(tensor.dtype) if module in deltas and module != name else tensor
         tensors[name.replace(".base_layer.", ".")] = whole.detach().cpu().contiguous()
-    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"} | {"eos_token_id": stop}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -75,8 +78,8 @@ def vllm_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tr
     """See jobs.evaluate.Answerer."""
     from vllm import SamplingParams
 
-    _ENGINE.load(model, trial.execution)
     stop, longest = int(tokenizer.eos_token_id), trial.evaluation.max_new_tokens
+    _ENGINE.load(model, stop, trial.execution)
 
     def answer(prompts: Sequence[Sequence[int]], samples: int, temperature: float, seed: int) -> list[Answer]:
         each = [

@@ -22,14 +22,19 @@ STEPS = (0, 60)
 T = TypeVar("T")
 # Five minutes each: `make test-long` runs them, not CI
 LONG = ("test_quickstart.py::", "test_sharing.py::")
+# Minutes each: of two tests at a time, the last one should be short
+FIRST = ("test_submit.py::", "test_sweep.py::")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
             if any(name in item.nodeid for name in LONG):
                 item.add_marker(pytest.mark.long)
+            if "test_hosts.py::" in item.nodeid or "test_vllm.py::" in item.nodeid:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what one fixture has made serves them all
 
 
 @pytest.fixture(scope="session")

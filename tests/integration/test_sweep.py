@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -143,8 +144,7 @@ def _check_report(storage: Path, failed: set[str]) -> None:
         assert recorded == (float(row["heldout/nll"]) if row["heldout/nll"] else None)
 
 
-@pytest.mark.parametrize("lanes", [True, False])
-def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: bool, request: Any) -> None:
+def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path) -> None:
     """A trial in a lane, after others, equals the same trial in a worker group of its own."""
     grid = {
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
@@ -153,20 +153,22 @@ def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path, lanes: boo
         "seed": [1],
     }
     evaluation = {"samples": 4, "max_new_tokens": 4, "batch_size": 64, "base_temperatures": [0.001, 1]}
-    spec = write_spec(tmp_path, lanes=lanes, name=f"lanes-{lanes}", grid=grid, evaluation=evaluation)
-    done = sweeper("run", spec, storage=storage)
-    assert done.returncode == 0, done.stderr
-    store = Store(storage)
-    _check_sampling(store, f"lanes-{lanes}")
-    numbers = {
-        key: [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
-        for key in store.trials(f"lanes-{lanes}")
-    }
-    cache = request.config.cache
-    if lanes:
-        cache.set("sweeper/lanes", numbers)
-    else:
-        assert cache.get("sweeper/lanes", None) == json.loads(json.dumps(numbers))
+    apart = tmp_path / "apart"
+    shutil.copytree(storage, apart, symlinks=True)
+    numbers = []
+    for lanes, root in ((True, storage), (False, apart)):
+        spec = write_spec(tmp_path, lanes=lanes, grid=grid, evaluation=evaluation)
+        done = sweeper("run", spec, storage=root)
+        assert done.returncode == 0, done.stderr
+        store = Store(root)
+        _check_sampling(store, "small")
+        numbers.append({key: untimed(store.trial(key).rows()) for key in store.trials("small")})
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) == 3
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in rows]
 
 
 def _check_sampling(store: Store, sweep: str) -> None:
@@ -277,7 +279,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(storage:
 
 def measured(store: Store, key: str) -> list[dict[str, float]]:
     """Rows without the clock."""
-    return [{k: v for k, v in row.items() if k != "time" and "per_s" not in k} for row in store.trial(key).rows()]
+    return untimed(store.trial(key).rows())
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
