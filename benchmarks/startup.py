@@ -1,20 +1,23 @@
-"""What it costs to start a trial: python benchmarks/startup.py [--trials 32] [--others 4] [--json]
+"""What it costs to start a trial: python benchmarks/startup.py [--trials 32] [--more 128] [--others 4] [--json]
 
 The same one-step trials (a small Llama, one worker) by every way there is:
 
     lanes         sweeper run
+    a trial more  what each of --more trials beyond those has cost
     no lanes      sweeper run with lanes: false, a worker group a trial
     tune + train  Ray Tune over Ray Train as Ray documents it: a function trainable that calls TorchTrainer.fit()
     plain         a Python process a trial
     torchrun, deepspeed   that process under either launcher
 
-CPU seconds are of all processes that a way has started, Ray's own among them, sampled from /proc. Taken off ours is
-what the same command takes when nothing is left to train (`base`: plan, MLflow, report), which the others do not do.
+CPU seconds are of all processes that a way has started, Ray's own among them, sampled from /proc. Backbone and
+tokenised task are there before, for all. Taken off ours is what the same command takes when nothing is left to train
+(`base`: plan, MLflow's import, report), which the others do not do.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -128,12 +131,12 @@ class Meter:
             self.seen[who] = (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def ours(folder: Path, trials: int, lanes: bool) -> dict[str, Any]:
+def ours(prepared: Path, folder: Path, trials: int, lanes: bool) -> dict[str, Any]:
     """A sweep of `trials`, beside the same command with all but MLflow and the report done."""
-    storage = folder / f"lanes-{lanes}"
-    storage.mkdir()
+    storage = folder / f"lanes-{lanes}-{trials}"
+    shutil.copytree(prepared, storage)
     file = storage / "spec.yaml"
-    file.write_text(json.dumps(spec(f"lanes-{lanes}", trials, lanes)))
+    file.write_text(json.dumps(spec("started", trials, lanes)))
     command = [sys.executable, "-m", "sweeper", "run", file, "--storage", storage]
     whole = Meter().run(command)
     for result in (storage / "trials").glob("*_nll_*/result.json"):
@@ -146,11 +149,12 @@ def ours(folder: Path, trials: int, lanes: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=32, help="of a sweep with lanes (default: 32)")
+    parser.add_argument("--more", type=int, default=128, help="of a longer one beyond them (default: 128)")
     parser.add_argument("--others", type=int, default=4, help="of every other way (default: 4)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = measure(Path(name), args.trials, args.others)
+        found = measure(Path(name), args.trials, args.more, args.others)
     if args.json:
         print(json.dumps(found, indent=1))
         return
@@ -160,7 +164,7 @@ def main() -> None:
         print(f"{way:14} {n:6d} {(line['cpu_s'] - base) / n:15.2f} {line['wall_s'] / n:16.2f} {base:12.1f}")
 
 
-def measure(folder: Path, trials: int, others: int) -> dict[str, Any]:
+def measure(folder: Path, trials: int, more: int, others: int) -> dict[str, Any]:
     from sweeper.plan import make_plan
     from sweeper.run import prepare
     from sweeper.spec import parse_sweep
@@ -177,7 +181,10 @@ def measure(folder: Path, trials: int, others: int) -> dict[str, Any]:
     one.write_text(ONE)
     documented.write_text(DOCUMENTED)
     bin_ = Path(sys.executable).parent
-    found = {"lanes": ours(folder, trials, lanes=True), "no lanes": ours(folder, others, lanes=False)}
+    found = {"lanes": ours(root, folder, trials, lanes=True)}
+    longer = ours(root, folder, trials + more, lanes=True)
+    found["a trial more"] = {name: longer[name] - value for name, value in found["lanes"].items()}
+    found["no lanes"] = ours(root, folder, others, lanes=False)
     command = [sys.executable, documented, root, folder / "ray", *files]
     found["tune + train"] = {"trials": others, **Meter().run(command)}
     single = {"plain": [sys.executable, one], "torchrun": [bin_ / "torchrun", "--nproc-per-node=1", one],

@@ -1,6 +1,7 @@
 """From examples to token ids: prompt masked, EOS trained, cuts counted. And the order of examples.
 
 The order is a function of the trial's seed alone: the same for every objective and any number of workers.
+torch only where batches are made: a driver, which only tokenises, does without.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from jobs.sources import TaskError
 from jobs.tasks import Example
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -69,6 +69,8 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) ->
 
 def example_order(num_examples: int, seed: int) -> Iterator[int]:
     """Endless: one seeded permutation after another."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(num_examples, generator=generator).tolist()
@@ -97,12 +99,14 @@ class Batch:
     position: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        tensors: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, torch.Tensor)}
+        tensors: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if hasattr(t, "to")}
         return replace(self, **tensors)
 
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     """A row for each sequence."""
+    import torch
+
     lengths = [len(row.ids) for row in rows]
     width = max(lengths)
     ids = torch.tensor([[*row.ids, *[pad] * (width - length)] for row, length in zip(rows, lengths, strict=True)])

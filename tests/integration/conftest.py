@@ -22,6 +22,12 @@ STEPS = (0, 60)
 T = TypeVar("T")
 # Five minutes each: `make test-long` runs them, not CI
 LONG = ("test_quickstart.py::", "test_sharing.py::")
+# Never two of them at a time: a job looks its head up in one file of the host; or one fixture serves all of a file
+TOGETHER = {
+    "heads": ("address", "doctor", "gpu_share", "growth", "rendered_cluster", "sharing", "submit"),
+    "hosts": ("hosts",),
+    "vllm": ("vllm",),
+}
 # Minutes each: of two tests at a time, the last one should be short
 FIRST = ("test_submit.py::", "test_sweep.py::")
 
@@ -33,8 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
             if any(name in item.nodeid for name in LONG):
                 item.add_marker(pytest.mark.long)
-            if "test_hosts.py::" in item.nodeid or "test_vllm.py::" in item.nodeid:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what one fixture has made serves them all
+            for group, files in TOGETHER.items():
+                if item.path.stem.removeprefix("test_") in files:
+                    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

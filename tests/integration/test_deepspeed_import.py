@@ -42,9 +42,13 @@ TOKENIZER = """
 import json, sys
 from pathlib import Path
 from jobs.backbone import load_tokenizer
+from jobs.corpus import Reader, corpus
 from jobs.spec import BackboneSpec
+from jobs.task_spec import TaskSpec
 backbone, root = BackboneSpec(builtin="char-llama", pretrain_steps=60), Path(sys.argv[1])
 ours = load_tokenizer(backbone, root)
+task = TaskSpec(builtin="addition", train_examples=64, heldout_examples=8)
+corpus(ours, task, Path(sys.argv[2]), lambda *_: None, Reader(root))
 seen = {"torch": "torch" in sys.modules, "deepspeed": "deepspeed" in sys.modules}
 from transformers import AutoTokenizer
 from jobs.backbone import local_dir
@@ -54,5 +58,5 @@ print(json.dumps(seen | {"same": tokeniser_digest(ours) == tokeniser_digest(foun
 """
 
 
-def test_a_built_in_tokenizer_needs_neither_torch_nor_deepspeed(backbones: Path) -> None:
-    assert last_line(TOKENIZER, backbones) == {"torch": False, "deepspeed": False, "same": True}
+def test_a_driver_that_tokenises_needs_neither_torch_nor_deepspeed(backbones: Path, tmp_path: Path) -> None:
+    assert last_line(TOKENIZER, backbones, tmp_path) == {"torch": False, "deepspeed": False, "same": True}
