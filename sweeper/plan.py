@@ -137,7 +137,7 @@ class _Resolver:
         )
         if moved.hub is not None and moved.revision is None:
             self.moving[moved.hub] = None
-        return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved))})
+        return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved), weights=True)})
 
     def task(self, task: TaskSpec) -> TaskSpec:
         parts = {
@@ -165,7 +165,7 @@ class _Resolver:
     def _absolute(self, path: str | None) -> str | None:
         return str((self.data_root / Path(path).expanduser()).resolve()) if path else None
 
-    def _fingerprint(self, files: Callable[[], list[Path]]) -> str | None:
+    def _fingerprint(self, files: Callable[[], list[Path]], weights: bool = False) -> str | None:
         try:
             paths = tuple(files())
         except (BackboneError, TaskError) as error:
@@ -173,7 +173,7 @@ class _Resolver:
             return None
         if paths and paths not in self.seen:
             # names count inside a model directory; of two data files only the order does
-            self.seen[paths] = fingerprint(paths)
+            self.seen[paths] = fingerprint(paths, sampled=weights)
         return self.seen.get(paths)
 
 

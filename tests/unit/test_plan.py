@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
 from sweeper.plan import Plan, make_plan
 from sweeper.spec import SpecError, load_sweep, parse_sweep
@@ -197,6 +198,24 @@ def test_the_alpha_ablation_has_the_papers_19_values() -> None:
     plan = make_plan(load_sweep(ROOT / "examples" / "paper" / "alpha.yaml"), ROOT)
     alphas = {t.objective.alpha for t in plan.trials if t.objective and t.objective.name in ("power", "one-minus-p")}
     assert len(alphas) == 19  # 1 - p is alpha 1
+
+
+def test_a_data_file_is_hashed_whole_and_weights_are_sampled(tmp_path: Path) -> None:
+    """A fix of the same length between the samples of a large file makes another key; small ones keep theirs."""
+    file = tmp_path / "d.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(WHOLE_BELOW + 1)
+    before, sampled = fingerprint([file]), fingerprint([file], sampled=True)
+    with file.open("r+b") as stream:
+        stream.seek(WHOLE_BELOW // 2 + 3 * BLOCK)
+        stream.write(b"x")
+    assert fingerprint([file], sampled=True) == sampled
+    assert fingerprint([file]) != before
+    small = tmp_path / "s.jsonl"  # names count, too
+    small.write_text('{"prompt": "p", "response": "r"}')
+    assert fingerprint([small]) == fingerprint([small], sampled=True) == "9ab02ecebdf87f88e6a59bc0"
+    text = (BASE % "[nll]").replace("{builtin: addition}", "{path: d.jsonl}")
+    assert make_plan(parse_sweep(text, "t.yaml"), tmp_path).trials[0].task.fingerprint == fingerprint([file])
 
 
 VARIED = BASE % "[nll]" + "profiles: {small: {train: {epochs: 2}, concurrency: 1}}\n"
