@@ -212,6 +212,29 @@ def test_dropping_leaves_heldout_examples_out_too_and_asks_their_prompts_whole(t
     assert [char_tokenizer().decode(ids) for ids in prompts] == [e.prompt for e in examples] == ["12+34=", "r1=", "r2="]
 
 
+def test_a_changed_byte_of_a_benchmark_changes_its_hash_whatever_the_tokeniser(tmp_path: Path) -> None:
+    file, other = tmp_path / "b.jsonl", char_tokenizer()
+    other.chat_template = "{{ messages[0].content }}="
+    hashes = []
+    for answer in ("3", "3", "4"):
+        file.write_text(f'{{"prompt": "1+2=", "response": "{answer}"}}\n')
+        benchmark = {"name": "sums", "path": str(file), "fingerprint": answer}
+        task = TaskSpec.model_validate(TASK.model_dump() | {"benchmarks": [benchmark]})
+        facts = corpus(other if hashes else char_tokenizer(), task, tmp_path).facts["problems"]
+        assert {name: one["examples"] for name, one in facts.items()} == {"sums": 1}
+        hashes.append(facts["sums"]["sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert set(corpus(other, TASK, tmp_path).facts["problems"]) == {"heldout"}
+
+
+def test_a_corpus_of_an_earlier_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(jobs.corpus, "VERSION", 1)
+        old = corpus(char_tokenizer(), TASK, tmp_path)
+    (old.folder / "facts.json").write_text('{"leaks": {"exact": 40, "ngram": 40}}')
+    assert corpus(char_tokenizer(), TASK, tmp_path).facts["leaks"]["ngram"] == 0
+
+
 WORDS = [f"w{i}" for i in range(40)]
 
 
@@ -245,6 +268,19 @@ def test_a_response_and_earlier_turns_of_a_chat_leak_too() -> None:
     ]  # fmt: skip
     found = leaks([solved, chat], measured)
     assert (found["exact"], found["ngram"], found["pairs"]) == (0, 2, [[0, 0], [1, 1]])
+
+
+def test_of_a_chat_all_turns_are_the_question_but_the_systems() -> None:
+    same = ("system", text(0, 20))
+
+    def chat(*said: str) -> Example:
+        turns = tuple((role, word) for role, word in zip(("user", "assistant", "user"), said, strict=False))
+        return Example(said[-1], "r" + said[0], messages=(same, *turns))
+
+    train = [chat("What is it?", "A tree.", "Why?"), chat("Who?")]
+    measured = [chat("Where is it?", "Here.", "Why?"), chat("who?"), chat("When?"), Example("Who?", "x")]
+    assert (leaks(train, measured)["exact"], leaks(train, measured)["ngram"]) == (2, 2)
+    assert leaks(train, measured)["pairs"] == [[1, 1], [1, 3]]
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=13, max_size=30), st.integers(0, 17))
