@@ -107,6 +107,22 @@ class Corpus:
             examples.append(_example(problem["example"]))
         return found
 
+    def check_positions(self, backbone: str, positions: int | None, max_new_tokens: int) -> None:
+        """Raises TaskError where a problem and the longest answer to it are more than the backbone can place.
+
+        positions: of the backbone; None: no limit
+        """
+        for name, facts in self.facts["problems"].items():
+            prompt = facts["longest_prompt"]
+            if positions is not None and prompt + max_new_tokens > positions:
+                what = "held-out examples" if name == "heldout" else f"benchmark '{name}'"
+                lower = f"lower max_new_tokens to {positions - prompt}, or " if positions > prompt else ""
+                raise TaskError(
+                    f"task '{self.facts['task']}', {what}: the longest prompt has {prompt} tokens, with "
+                    f"evaluation.max_new_tokens {max_new_tokens} that is more than the {positions} positions of "
+                    f"backbone '{backbone}'; {lower}leave its longest problems out"
+                )
+
     def _lines(self, name: str) -> list[str]:
         return (self.folder / name).read_text(encoding="utf-8").split("\n")[:-1]
 

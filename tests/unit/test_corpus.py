@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.corpus
+from jobs.backbone import BackboneError
 from jobs.corpus import Reader, corpus, corpus_dir
 from jobs.data import tokenise
 from jobs.files import locked
@@ -19,7 +20,7 @@ from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
-from jobs.spec import TrialSpec
+from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
@@ -102,6 +103,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The driver, then each trial as in a process of its own; what they say in their records is one corpus."""
     backbone = tmp_path / "model"
     char_tokenizer().save_pretrained(backbone)
+    import_transformers().LlamaConfig().save_pretrained(backbone)
     fields = {
         "backbone": {"path": str(backbone), "fingerprint": "f"}, "task": TASK.model_dump(), "evaluation": {},
         "train": {"lr": 1e-3, "steps": 10},
@@ -210,6 +212,49 @@ def test_dropping_leaves_heldout_examples_out_too_and_asks_their_prompts_whole(t
         assert made.heldout_rows(7, "refuse").cut == 1
     prompts, examples = made.heldout_problems()
     assert [char_tokenizer().decode(ids) for ids in prompts] == [e.prompt for e in examples] == ["12+34=", "r1=", "r2="]
+
+
+def asking(tmp_path: Path, positions: int | None, **evaluation: int) -> list[TrialSpec]:
+    """A trial with a benchmark of 7 tokens on a backbone of so many positions, which a word costs a token each."""
+    folder = tmp_path / f"model-{positions}"
+    char_tokenizer().save_pretrained(folder)
+    hf = import_transformers()
+    config = hf.MambaConfig() if positions is None else hf.LlamaConfig(max_position_embeddings=positions)
+    config.save_pretrained(folder)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "1+2=", "response": "3"}\n{"prompt": "12+345=", "response": "357"}\n')
+    fields = {"train": {"lr": 1e-3, "steps": 10, "max_length": 16}, "seed": 0, "objective": {"name": "nll"}}
+    task = TASK.model_dump() | {"benchmarks": [{"name": "sums", "path": str(tmp_path / "b.jsonl")}]}
+    backbone = {"path": str(folder), "name": "few", "fingerprint": str(positions)}
+    return [TrialSpec.model_validate(fields | {"backbone": backbone, "task": task, "evaluation": evaluation})]
+
+
+def test_a_prompt_and_its_answer_fit_in_the_backbones_positions(tmp_path: Path) -> None:
+    for positions in (32, None):  # no limit: a model without attention
+        prepare(asking(tmp_path, positions, max_new_tokens=25), tmp_path)
+    with pytest.raises(TaskError) as error:
+        prepare(asking(tmp_path, 32, max_new_tokens=26), tmp_path)
+    assert str(error.value) == (
+        "task 'addition-noise0.3', benchmark 'sums': the longest prompt has 7 tokens, with evaluation.max_new_tokens "
+        "26 that is more than the 32 positions of backbone 'few'; lower max_new_tokens to 25, or leave its longest "
+        "problems out"
+    )
+    (trial,) = asking(tmp_path, 32, max_new_tokens=27)
+    plain = trial.model_copy(update={"task": TASK})  # asks its held-out examples, of 6 tokens
+    with pytest.raises(TaskError, match="held-out examples: the longest prompt has 6 tokens, .* to 26, or"):
+        prepare([plain], tmp_path)
+
+
+def test_a_gguf_is_checked_once_it_is_unpacked(tmp_path: Path) -> None:
+    (trial,) = asking(tmp_path, 32, max_new_tokens=4)
+    backbone = BackboneSpec(gguf="m.gguf", fingerprint="f", name="packed")
+    longer = trial.train.model_copy(update={"max_length": 33})
+    trial = trial.model_copy(update={"backbone": backbone, "train": longer, "task": TASK})
+    check_inputs([trial], tmp_path)  # nothing of it can be read yet
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "model-32").rename(tmp_path / "backbones" / "gguf-f")
+    for checked in (prepare, check_inputs):
+        with pytest.raises(BackboneError, match=r"'packed': train.max_length 33 is more than its 32 positions"):
+            checked([trial], tmp_path)
 
 
 def test_a_changed_byte_of_a_benchmark_changes_its_hash_whatever_the_tokeniser(tmp_path: Path) -> None:

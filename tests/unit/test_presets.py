@@ -307,6 +307,21 @@ def test_mmlu_prox_leaves_out_options_that_a_question_lacks(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_the_papers_answers_fit_in_the_positions_of_their_backbones() -> None:
+    """A thousand tokens are left for the prompt."""
+    from sweeper.plan import make_plan
+    from sweeper.spec import load_sweep
+
+    few = 0
+    for path in sorted((Path(__file__).parents[2] / "examples" / "paper").glob("*.yaml")):
+        for trial in make_plan(load_sweep(path), path.parent).trials:
+            positions = trial.backbone.shape.get("max_position_embeddings")
+            few += positions is not None
+            assert positions is None or positions >= trial.evaluation.max_new_tokens + 1000
+            assert positions is None or positions >= trial.train.max_length
+    assert few > 90  # trials on Qwen2.5-Math and DeepSeekMath
+
+
 def test_figfont_benchmarks_are_the_items_after_the_training_ones() -> None:
     """Item i is a function of seed + i (tests/unit/test_sources.py), so the seeds alone tell."""
     task = TaskSpec.model_validate({"preset": "figfont"})
