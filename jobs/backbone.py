@@ -67,16 +67,14 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
     """What can be told from its small files (asked of the hub where it is there) before anything is started.
 
     max_length: tokens that it will be given at most
+    A GGUF has none before it is converted: it is checked after that.
     Raises BackboneError: no network, no such id, no access, no causal head, too few positions, no safetensors, no EOS.
     """
-    if backbone.builtin is not None or backbone.gguf is not None:
+    folder = local_dir(backbone, root)
+    if backbone.builtin is not None or (backbone.gguf is not None and folder is not None and not folder.is_dir()):
         return
-    hf = import_transformers()
-    source, options = _source(backbone, root)
-    try:
-        config = hf.AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
+    source, _ = _source(backbone, root)
+    config = _config(backbone, root)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -85,8 +83,8 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
             f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
             "name a decoder such as a Llama or Qwen"
         )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
-    if max_length > positions:
+    positions = _positions(config)
+    if positions is not None and max_length > positions:
         raise BackboneError(
             f"backbone '{backbone.name}': train.max_length {max_length} is more than its {positions} positions; "
             "lower it"
@@ -105,6 +103,26 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
             f"backbone '{backbone.name}': its tokenizer has no EOS token, so a model would never learn to stop; "
             "set eos_token in its tokenizer_config.json"
         )
+
+
+def positions_of(backbone: BackboneSpec, root: Path) -> int | None:
+    """Tokens that a prepared backbone has places for, scaling of rotary ones included; None: no limit.
+
+    The built-in ones have none: their places are rotary, and their tasks a few characters. Raises BackboneError.
+    """
+    return None if backbone.builtin is not None else _positions(_config(backbone, root))
+
+
+def _positions(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def _config(backbone: BackboneSpec, root: Path) -> Any:
+    source, options = _source(backbone, root)
+    try:
+        return import_transformers().AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
 
 
 def _reason(error: Exception, backbone: BackboneSpec) -> str:

@@ -146,5 +146,6 @@ def _literal(words: str) -> str:
         for c in (plain[0], plain[-1])
     ]
     start = r"(?<!\w)" if spaced[0] and plain[0].isalnum() else ""
-    stop = r"(?!\w)" if spaced[1] and plain[-1].isalnum() else ""
+    ends_a_word = plain[-1].isalnum() or unicodedata.category(plain[-1]).startswith("M")  # M: a vowel's sign
+    stop = r"(?!\w)" if spaced[1] and ends_a_word else ""
     return start + re.escape(plain) + stop

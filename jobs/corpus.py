@@ -4,7 +4,7 @@ tokens/<digest>/train.ids, heldout.ids    int32, all examples one after another,
                 train.npy, heldout.npy    int64 [examples, 2]: tokens of the prompt, tokens in all
                 heldout.jsonl             the held-out examples themselves, for scoring
                 benchmarks.jsonl          those of the task's benchmarks, with their prompts' ids
-                facts.json                counts, hashes, what leaks from training to evaluation
+                facts.json                counts, hashes, what is asked, what leaks from training to evaluation
 tokens/.<digest>/part-<n>.npz             finished parts of an unfinished one: a killed tokenisation goes on after them
 
 tokens/checked/<digest>                   a task whose rows could be read and used, whatever the tokeniser
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PART = 4096  # examples
-VERSION = 1  # of what stands in a corpus
+VERSION = 2  # of what stands in a corpus; 1: no problems in its facts, and leaks counted over templates, too
 WAIT_S = 3600.0  # for another process that tokenises the same
 Told = Callable[[int, int], None]
 
@@ -106,6 +106,22 @@ class Corpus:
             prompts.append(problem["ids"])
             examples.append(_example(problem["example"]))
         return found
+
+    def check_positions(self, backbone: str, positions: int | None, max_new_tokens: int) -> None:
+        """Raises TaskError where a problem and the longest answer to it are more than the backbone can place.
+
+        positions: of the backbone; None: no limit
+        """
+        for name, facts in self.facts["problems"].items():
+            prompt = facts["longest_prompt"]
+            if positions is not None and prompt + max_new_tokens > positions:
+                what = "held-out examples" if name == "heldout" else f"benchmark '{name}'"
+                lower = f"lower max_new_tokens to {positions - prompt}, or " if positions > prompt else ""
+                raise TaskError(
+                    f"task '{self.facts['task']}', {what}: the longest prompt has {prompt} tokens, with "
+                    f"evaluation.max_new_tokens {max_new_tokens} that is more than the {positions} positions of "
+                    f"backbone '{backbone}'; {lower}leave its longest problems out"
+                )
 
     def _lines(self, name: str) -> list[str]:
         return (self.folder / name).read_text(encoding="utf-8").split("\n")[:-1]
@@ -205,18 +221,23 @@ def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, data
 
     def fill(target: Path) -> None:
         facts: dict[str, Any] = {
-            "task": task.name, "tokeniser": tokeniser_digest(tokenizer), "noisy": data.noisy,
+            "version": VERSION, "task": task.name, "tokeniser": tokeniser_digest(tokenizer), "noisy": data.noisy,
             "runs": len((parts / "runs").read_text().splitlines()),
         }  # fmt: skip
         for kind, made in (("train", train), ("heldout", heldout)):
             facts[kind] = _write(target, kind, made)
         write_text(target / "heldout.jsonl", "".join(json.dumps(_plain(e)) + "\n" for e in data.heldout))
-        problems = [
-            {"benchmark": name, "ids": row.ids[: row.prompt_length], "example": _plain(example)}
-            for name, examples in data.benchmarks.items()
-            for row, example in zip(tokenise(tokenizer, examples), examples, strict=True)
-        ]
+        asked = {} if data.benchmarks else {"heldout": _problems(heldout.sizes[:, 0], data.heldout)}
+        problems = []
+        for name, examples in data.benchmarks.items():
+            rows = tokenise(tokenizer, examples)
+            asked[name] = _problems([row.prompt_length for row in rows], examples)
+            problems += [
+                {"benchmark": name, "ids": row.ids[: row.prompt_length], "example": _plain(example)}
+                for row, example in zip(rows, examples, strict=True)
+            ]
         write_text(target / "benchmarks.jsonl", "".join(json.dumps(problem) + "\n" for problem in problems))
+        facts["problems"] = asked
         facts["leaks"] = leaks(data.train, measured)
         write_text(target / "facts.json", json.dumps(facts, indent=1))
 
@@ -266,8 +287,19 @@ def _write(folder: Path, kind: str, made: Ids) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _problems(prompt_lengths: Sequence[int] | np.ndarray, examples: Sequence[Example]) -> dict[str, Any]:
+    """Of what is asked: the hash says which problems, with their answers and scores, whatever the tokeniser."""
+    lines = "".join(json.dumps(_plain(example)) + "\n" for example in examples)
+    return {
+        "examples": len(examples), "longest_prompt": int(max(prompt_lengths)),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }  # fmt: skip
+
+
 def _plain(example: Example) -> dict[str, Any]:
-    return dataclasses.asdict(example) | {"score": example.score.model_dump(mode="json")}
+    """asked and told have served when leaks are counted."""
+    plain = dataclasses.asdict(example) | {"score": example.score.model_dump(mode="json")}
+    return {name: value for name, value in plain.items() if name not in ("asked", "told")}
 
 
 def _example(fields: dict[str, Any]) -> Example:

@@ -54,11 +54,15 @@ def _defines(code: str, name: str) -> bool:
 
 
 def tests_of(entry: Mapping[str, Any]) -> str:
-    """A problem's tests as code: `test` with check(candidate) as in HumanEval, or plain; or MBPP's `test_list`."""
+    """A problem's tests as code: `test` with check(candidate) as in HumanEval, or plain; or MBPP's `test_list`.
+
+    Before a `test_list` come its `test_setup_code` and `test_imports`, where it has them (full and sanitised MBPP).
+    """
     if "test" in entry:
         called = f"\ncheck({entry['entry_point']})\n" if "def check(" in entry["test"] else "\n"
         return str(entry["test"]) + called
-    return "\n".join([str(entry.get("test_setup_code", "")), *map(str, entry["test_list"])])
+    before = [*(entry.get("test_imports") or ()), entry.get("test_setup_code") or ""]
+    return "\n".join(map(str, [*before, *entry["test_list"]]))
 
 
 def passes(program: str, entry: Mapping[str, Any], timeout_s: float, memory_mb: int) -> bool:

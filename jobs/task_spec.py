@@ -49,6 +49,7 @@ class Examples(Strict):
     reference: str | None = Field(None, description="field of the reference answer; without it, the response")
     template: str | None = Field(None, description="the prompt from a row's fields: '{question}\\nA. {choices[0]}'")
     response_template: str | None = Field(None, description="the response from a row's fields")
+    omit_empty: bool = Field(False, description="leave out the template's lines with a field that is null or empty")
     system: str | None = Field(None, description="a system turn before every prompt")
     answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
     score: ScoreSpec = ScoreSpec()
@@ -71,6 +72,13 @@ class Examples(Strict):
             raise ValueError("messages holds whole chats; templates and system go with prompt and response")
         if self.answer_marker is not None and self.score.kind != "exact":
             raise ValueError(f"answer_marker goes with score exact, not {self.score.kind}")
+        if self.omit_empty and self.template is None:
+            raise ValueError("omit_empty is about lines of a template; give one, or leave it out")
+        if self.generator is not None:
+            if self.messages is not None:
+                raise ValueError("a generator's items are no chats; messages goes with path or hub")
+            if self.reference is not None and self.score.kind == "generator":
+                raise ValueError("score generator reads the item itself; leave reference out, or score it as exact")
         return self
 
     def source(self) -> dict[str, Any]:
@@ -140,6 +148,8 @@ class TaskSpec(Examples):
         exactly_one("a task", self.source() | {"parts": self.parts or None})
         if self.heldout_split is not None and self.hub is None:
             raise ValueError("heldout_split goes with hub")
+        if self.heldout_path is not None and self.path is None:
+            raise ValueError("heldout_path goes with path")
         names = [benchmark.name for benchmark in self.benchmarks]
         if len(set(names)) < len(names):
             raise ValueError(f"benchmarks: two are called the same ({', '.join(names)}); give each a name")

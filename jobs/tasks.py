@@ -28,6 +28,7 @@ class Example:
     messages:  the turns before the response, where the data are chats
     reference: the right answer where the data name it; else the response is
     entry:     the generator's or problem set's own row, where its scorer reads one (held-out examples only)
+    asked, told: prompt and response (and reference) without the words of their templates; None: they have none
     """
 
     prompt: str
@@ -36,6 +37,8 @@ class Example:
     reference: str | None = None
     score: ScoreSpec = EXACT
     entry: dict[str, Any] | None = None
+    asked: str | None = field(default=None, compare=False)
+    told: str | None = field(default=None, compare=False)
 
     @property
     def wanted(self) -> str:
@@ -148,12 +151,12 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
     responses = [e.response for e in train]
     if chosen and len(set(responses)) < 2:
         raise TaskError(f"task '{task.name}': noise needs at least two different responses")
-    noisy = list(train)
+    noisy, told = list(train), {e.response: e.told for e in train}
     for i in chosen:
         wrong = rng.choice(responses)
         while wrong == responses[i]:
             wrong = rng.choice(responses)
-        noisy[i] = replace(train[i], response=wrong)
+        noisy[i] = replace(train[i], response=wrong, told=told[wrong])
     return noisy, len(chosen)
 
 
@@ -165,16 +168,17 @@ def _read(source: Examples, path: str | None = None, split: str | None = None) -
 
 
 def _generated(source: Examples, generator: GeneratorSpec) -> tuple[list[Example], list[Example]]:
-    """Training items, and the held-out ones after them."""
-    items = sources.generated(generator)
-    prompt_of = source.template or "{question}"
+    """Training items, and the held-out ones after them: rows with question, answer and metadata."""
+    names = {"prompt": "question", "response": "answer"}  # where the task names no others
+    default = {name: own for name, own in names.items() if getattr(source, name) == name}
+    read = source.model_copy(update=default)
     made = [
-        Example(
-            _formatted(prompt_of, item, f"{generator.name}[{i}]"), item["answer"], _chat(source, item["question"]),
-            None, _score_of(source), {**item, "generator": generator.name},
+        replace(
+            _example(read, item, f"{generator.name}[{i}]", may_be_empty="response" in default),
+            entry={**item, "generator": generator.name},
         )
-        for i, item in enumerate(items)
-    ]  # fmt: skip
+        for i, item in enumerate(sources.generated(generator))
+    ]
     return made[: generator.size], made[generator.size :]
 
 
@@ -188,35 +192,42 @@ def _chat(source: Examples, prompt: str) -> tuple[tuple[str, str], ...]:
     return (("system", source.system), ("user", prompt)) if source.system else ()
 
 
-def _example(source: Examples, row: dict[str, Any], where: str) -> Example:
-    reference = None if source.reference is None else _text(row, source.reference, where)
+def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bool = False) -> Example:
+    """may_be_empty: whether an empty response is one (a generator's may be)"""
+    reference, of_reference = (None, None) if source.reference is None else _text(row, source.reference, where)
     entry = row if source.score.kind in ("generator", "code") else None
     if source.messages is not None:
         said = _said(row.get(source.messages), source.messages, where)
         return Example(said[-2][1], said[-1][1], said[:-1], reference, _score_of(source), entry)
+    asked: str | None
+    told: str | None
     if source.template is not None:
-        prompt = _formatted(source.template, row, where)
+        prompt, asked = _formatted(source.template, row, where, source.omit_empty)
     else:
-        prompt = _text(row, source.prompt, where)
+        prompt, asked = _text(row, source.prompt, where)
     # a benchmark has no demonstrations: its reference stands for them
-    response = reference if reference is not None and isinstance(source, Benchmark) else None
-    if response is None and source.response_template is not None:
-        response = _formatted(source.response_template, row, where)
-    if response is None:
-        response = _text(row, source.response, where)
-    return Example(prompt, response, _chat(source, prompt), reference, _score_of(source), entry)
+    if reference is not None and isinstance(source, Benchmark):
+        response, told = reference, of_reference
+    elif source.response_template is not None:
+        response, told = _formatted(source.response_template, row, where)
+    else:
+        response, told = _text(row, source.response, where, may_be_empty)
+    if told is not None or of_reference is not None:
+        both = [response if told is None else told, reference if of_reference is None else of_reference]
+        told = " ".join(dict.fromkeys(text for text in both if text is not None))
+    return Example(prompt, response, _chat(source, prompt), reference, _score_of(source), entry, asked, told)
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A field's text, or what a template makes of the row; numbers are as good as text."""
+def _text(row: dict[str, Any], name: str, where: str, may_be_empty: bool = False) -> tuple[str, str | None]:
+    """A field's text, or what a template makes of the row (see _formatted); numbers are as good as text."""
     if "{" in name:
         return _formatted(name, row, where)
     value = row.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not (value or may_be_empty):
         raise TaskError(f"{where}: no text in field '{name}'; this row has {', '.join(sorted(map(str, row)))}")
-    return value
+    return value, None
 
 
 # how data sets of the hub write chats
@@ -238,17 +249,37 @@ def _said(turns: Any, name: str, where: str) -> tuple[tuple[str, str], ...]:
 
 
 class _Fields(string.Formatter):
-    """{field}, {field[0]}, {field[key]}: a row's own values and nothing behind them."""
+    """{field}, {field[0]}, {field[key]}: a row's own values and nothing behind them. `values`: as they were written."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         if "." in field_name:
             raise ValueError(f"'{field_name}': write {field_name.replace('.', '[', 1)}] for what lies inside a field")
         return super().get_field(field_name, args, kwargs)
 
+    def format_field(self, value: Any, format_spec: str) -> str:
+        self.values.append(str(super().format_field(value, format_spec)))
+        return self.values[-1]
 
-def _formatted(template: str, row: dict[str, Any], where: str) -> str:
+
+def _formatted(template: str, row: dict[str, Any], where: str, omit_empty: bool = False) -> tuple[str, str]:
+    """The template filled in, and the row's own words in it.
+
+    omit_empty: leave out lines with a field that is null or empty
+    """
     try:
-        return _Fields().vformat(template, (), row)
+        if omit_empty:
+            template = "\n".join(line for line in template.split("\n") if not _empty(line, row))
+        fields = _Fields()
+        return fields.vformat(template, (), row), " ".join(fields.values)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         has = ", ".join(sorted(map(str, row)))
         raise TaskError(f"{where}: the template asks for {error}; this row has {has}") from None
+
+
+def _empty(line: str, row: dict[str, Any]) -> bool:
+    """Whether one of the line's fields has nothing to say."""
+    fields = _Fields()
+    return any(fields.get_field(name, (), row)[0] in (None, "") for _, name, _, _ in fields.parse(line) if name)

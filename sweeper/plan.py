@@ -14,7 +14,7 @@ from jobs.backbone import BackboneError, source_files
 from jobs.files import fingerprint
 from jobs.pretrain import recipe_digest
 from jobs.sources import TaskError
-from jobs.spec import BackboneSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
+from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
 from jobs.zero import check_shape
@@ -68,7 +68,8 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                     own = {} if backbone.lr is None else {"lr": backbone.lr}
                     train = _replaced(TrainSpec, settings.train.model_dump() | own, "train", over, problems)
                     execution = _replaced(Execution, settings.execution.model_dump(), "execution", over, problems)
-                    if train is None or execution is None:
+                    evaluation = _replaced(EvalSpec, settings.evaluation.model_dump(), "evaluation", over, problems)
+                    if train is None or execution is None or evaluation is None:
                         continue
                     for seed in (0,) if objective is None else block.seed:
                         trial = TrialSpec(
@@ -77,7 +78,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
                             objective=objective,
                             seed=seed,
                             train=train,
-                            evaluation=settings.evaluation,
+                            evaluation=evaluation,
                             execution=execution,
                         )
                         num_cells += objective is not None
@@ -137,7 +138,7 @@ class _Resolver:
         )
         if moved.hub is not None and moved.revision is None:
             self.moving[moved.hub] = None
-        return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved))})
+        return moved.model_copy(update={"fingerprint": self._fingerprint(lambda: source_files(moved), weights=True)})
 
     def task(self, task: TaskSpec) -> TaskSpec:
         parts = {
@@ -165,7 +166,7 @@ class _Resolver:
     def _absolute(self, path: str | None) -> str | None:
         return str((self.data_root / Path(path).expanduser()).resolve()) if path else None
 
-    def _fingerprint(self, files: Callable[[], list[Path]]) -> str | None:
+    def _fingerprint(self, files: Callable[[], list[Path]], weights: bool = False) -> str | None:
         try:
             paths = tuple(files())
         except (BackboneError, TaskError) as error:
@@ -173,7 +174,7 @@ class _Resolver:
             return None
         if paths and paths not in self.seen:
             # names count inside a model directory; of two data files only the order does
-            self.seen[paths] = fingerprint(paths)
+            self.seen[paths] = fingerprint(paths, sampled=weights)
         return self.seen.get(paths)
 
 
@@ -181,6 +182,10 @@ def _cannot_run(trial: TrialSpec, scheduler: SchedulerSpec, root: Path) -> list[
     """What of a trial's settings contradicts itself, or cannot fit."""
     if scheduler.name == "race" and trial.objective is not None and trial.train.steps is None:
         return ["scheduler: a race is held at steps; give train.steps rather than epochs"]
+    positions, longest = trial.backbone.shape.get("max_position_embeddings"), trial.evaluation.max_new_tokens
+    if positions is not None and longest >= positions:  # prompts are counted where they are tokenised
+        return [f"evaluation.max_new_tokens {longest} and a prompt are more than the {positions} positions of backbone "
+                f"'{trial.backbone.name}'; lower it, or override it there"]  # fmt: skip
     try:
         check_shape(trial)
     except ValueError as error:

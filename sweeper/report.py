@@ -128,6 +128,8 @@ def data_of(table: pd.DataFrame) -> list[Row]:
     found: dict[str, Row] = {}
     for row in table.dropna(subset=["corpus"]).to_dict("records"):
         corpus = json.loads(row["corpus"])
+        if "version" not in corpus:  # recorded when leaks were counted over templates, too
+            corpus |= {"leaks": None, "problems": {}}
         mine = found.setdefault(corpus["digest"], {"task": row["task"], **corpus, "cut": 0, "dropped": 0})
         for name in ("cut", "dropped"):
             value = row[f"train_{name}"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
-from jobs.backbone import check_backbone, convert_gguf, load_tokenizer
+from jobs.backbone import check_backbone, convert_gguf, load_tokenizer, positions_of
 from jobs.pretrain import pretrain
 from jobs.spec import TrialSpec
 from sweeper import control
@@ -84,7 +84,8 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
 def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:
     """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
 
-    Raises TaskError where examples do not fit in a trial's max_length.
+    Raises TaskError where examples do not fit in a trial's max_length, or problems and their answers in the backbone's
+    positions; BackboneError for a GGUF that cannot be trained.
     """
     from jobs.corpus import Reader, corpus
 
@@ -95,6 +96,7 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
             builtin.setdefault(backbone.builtin, set()).add(backbone.pretrain_steps or 0)
         elif backbone.gguf is not None:
             convert_gguf(backbone, root)
+            check_backbone(backbone, root, trial.train.max_length)
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
@@ -107,6 +109,8 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
         for backbone, task, max_length, overlong in cuts:
             made[backbone, task].rows("train", max_length, overlong)
             made[backbone, task].heldout_rows(max_length, overlong)
+    for backbone, task, longest in {(t.backbone.bare(), t.task, t.evaluation.max_new_tokens) for t in trials}:
+        made[backbone, task].check_positions(backbone.name, positions_of(backbone, root), longest)
 
 
 def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None, read: Reader) -> None:

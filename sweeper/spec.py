@@ -62,11 +62,16 @@ class Override(Strict):
     where: Where
     train: dict[str, Any] = Field({}, description="fields of train to replace")
     execution: dict[str, Any] = Field({}, description="fields of execution to replace")
+    evaluation: dict[str, Any] = Field({}, description="fields of evaluation to replace, for all objectives alike")
 
     @model_validator(mode="after")
     def _replaces_something(self) -> Override:
-        if not self.train and not self.execution:
-            raise ValueError("replaces nothing; give train or execution the fields to replace")
+        if not self.train and not self.execution and not self.evaluation:
+            raise ValueError("replaces nothing; give train, evaluation or execution the fields to replace")
+        if self.evaluation and self.where.objective is not None:
+            raise ValueError("objectives are measured alike; evaluation goes with where backbone or task")
+        if "every" in self.evaluation:
+            raise ValueError("when trials are measured is the same for all of a sweep; set evaluation.every itself")
         return self
 
 

@@ -116,6 +116,17 @@ def test_a_server_on_this_machine_is_out_of_reach() -> None:
     assert not reached
 
 
+def test_sanitised_mbpp_brings_imports_for_its_tests() -> None:
+    problem = {
+        "prompt": "Halve it.", "code": "def half(x): return x / 2", "test_imports": ["import math", "import re"],
+        "test_list": ["assert math.isclose(half(1), 0.5)", "assert re.fullmatch('1.0', str(half(2)))"],
+    }  # fmt: skip
+    assert score(CODE, fenced(problem["code"]), "", problem).value == 1
+    assert score(CODE, fenced("def half(x): return x"), "", problem).value == 0
+    full = {"test_list": ["assert half(n) == 1"], "test_setup_code": "n = 2", "test_imports": None}
+    assert score(CODE, fenced(problem["code"]), "", full).value == 1
+
+
 def test_the_tests_of_humaneval_plus_may_import_numpy() -> None:
     test = "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(candidate(0.1, 0.2), 0.3)\n"
     assert score(CODE, GOOD, "", ADD | {"test": test}).value == 1

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.corpus
+from jobs.backbone import BackboneError
 from jobs.corpus import Reader, corpus, corpus_dir
 from jobs.data import tokenise
 from jobs.files import locked
@@ -19,7 +20,7 @@ from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
-from jobs.spec import TrialSpec
+from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
@@ -102,6 +103,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The driver, then each trial as in a process of its own; what they say in their records is one corpus."""
     backbone = tmp_path / "model"
     char_tokenizer().save_pretrained(backbone)
+    import_transformers().LlamaConfig().save_pretrained(backbone)
     fields = {
         "backbone": {"path": str(backbone), "fingerprint": "f"}, "task": TASK.model_dump(), "evaluation": {},
         "train": {"lr": 1e-3, "steps": 10},
@@ -212,6 +214,72 @@ def test_dropping_leaves_heldout_examples_out_too_and_asks_their_prompts_whole(t
     assert [char_tokenizer().decode(ids) for ids in prompts] == [e.prompt for e in examples] == ["12+34=", "r1=", "r2="]
 
 
+def asking(tmp_path: Path, positions: int | None, **evaluation: int) -> list[TrialSpec]:
+    """A trial with a benchmark of 7 tokens on a backbone of so many positions, which a word costs a token each."""
+    folder = tmp_path / f"model-{positions}"
+    char_tokenizer().save_pretrained(folder)
+    hf = import_transformers()
+    config = hf.MambaConfig() if positions is None else hf.LlamaConfig(max_position_embeddings=positions)
+    config.save_pretrained(folder)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "1+2=", "response": "3"}\n{"prompt": "12+345=", "response": "357"}\n')
+    fields = {"train": {"lr": 1e-3, "steps": 10, "max_length": 16}, "seed": 0, "objective": {"name": "nll"}}
+    task = TASK.model_dump() | {"benchmarks": [{"name": "sums", "path": str(tmp_path / "b.jsonl")}]}
+    backbone = {"path": str(folder), "name": "few", "fingerprint": str(positions)}
+    return [TrialSpec.model_validate(fields | {"backbone": backbone, "task": task, "evaluation": evaluation})]
+
+
+def test_a_prompt_and_its_answer_fit_in_the_backbones_positions(tmp_path: Path) -> None:
+    for positions in (32, None):  # no limit: a model without attention
+        prepare(asking(tmp_path, positions, max_new_tokens=25), tmp_path)
+    with pytest.raises(TaskError) as error:
+        prepare(asking(tmp_path, 32, max_new_tokens=26), tmp_path)
+    assert str(error.value) == (
+        "task 'addition-noise0.3', benchmark 'sums': the longest prompt has 7 tokens, with evaluation.max_new_tokens "
+        "26 that is more than the 32 positions of backbone 'few'; lower max_new_tokens to 25, or leave its longest "
+        "problems out"
+    )
+    (trial,) = asking(tmp_path, 32, max_new_tokens=27)
+    plain = trial.model_copy(update={"task": TASK})  # asks its held-out examples, of 6 tokens
+    with pytest.raises(TaskError, match="held-out examples: the longest prompt has 6 tokens, .* to 26, or"):
+        prepare([plain], tmp_path)
+
+
+def test_a_gguf_is_checked_once_it_is_unpacked(tmp_path: Path) -> None:
+    (trial,) = asking(tmp_path, 32, max_new_tokens=4)
+    backbone = BackboneSpec(gguf="m.gguf", fingerprint="f", name="packed")
+    longer = trial.train.model_copy(update={"max_length": 33})
+    trial = trial.model_copy(update={"backbone": backbone, "train": longer, "task": TASK})
+    check_inputs([trial], tmp_path)  # nothing of it can be read yet
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "model-32").rename(tmp_path / "backbones" / "gguf-f")
+    for checked in (prepare, check_inputs):
+        with pytest.raises(BackboneError, match=r"'packed': train.max_length 33 is more than its 32 positions"):
+            checked([trial], tmp_path)
+
+
+def test_a_changed_byte_of_a_benchmark_changes_its_hash_whatever_the_tokeniser(tmp_path: Path) -> None:
+    file, other = tmp_path / "b.jsonl", char_tokenizer()
+    other.chat_template = "{{ messages[0].content }}="
+    hashes = []
+    for answer in ("3", "3", "4"):
+        file.write_text(f'{{"prompt": "1+2=", "response": "{answer}"}}\n')
+        benchmark = {"name": "sums", "path": str(file), "fingerprint": answer}
+        task = TaskSpec.model_validate(TASK.model_dump() | {"benchmarks": [benchmark]})
+        facts = corpus(other if hashes else char_tokenizer(), task, tmp_path).facts["problems"]
+        assert {name: one["examples"] for name, one in facts.items()} == {"sums": 1}
+        hashes.append(facts["sums"]["sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert set(corpus(other, TASK, tmp_path).facts["problems"]) == {"heldout"}
+
+
+def test_a_corpus_of_an_earlier_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(jobs.corpus, "VERSION", 1)
+        old = corpus(char_tokenizer(), TASK, tmp_path)
+    (old.folder / "facts.json").write_text('{"leaks": {"exact": 40, "ngram": 40}}')
+    assert corpus(char_tokenizer(), TASK, tmp_path).facts["leaks"]["ngram"] == 0
+
+
 WORDS = [f"w{i}" for i in range(40)]
 
 
@@ -245,6 +313,19 @@ def test_a_response_and_earlier_turns_of_a_chat_leak_too() -> None:
     ]  # fmt: skip
     found = leaks([solved, chat], measured)
     assert (found["exact"], found["ngram"], found["pairs"]) == (0, 2, [[0, 0], [1, 1]])
+
+
+def test_of_a_chat_all_turns_are_the_question_but_the_systems() -> None:
+    same = ("system", text(0, 20))
+
+    def chat(*said: str) -> Example:
+        turns = tuple((role, word) for role, word in zip(("user", "assistant", "user"), said, strict=False))
+        return Example(said[-1], "r" + said[0], messages=(same, *turns))
+
+    train = [chat("What is it?", "A tree.", "Why?"), chat("Who?")]
+    measured = [chat("Where is it?", "Here.", "Why?"), chat("who?"), chat("When?"), Example("Who?", "x")]
+    assert (leaks(train, measured)["exact"], leaks(train, measured)["ngram"]) == (2, 2)
+    assert leaks(train, measured)["pairs"] == [[1, 1], [1, 3]]
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=13, max_size=30), st.integers(0, 17))

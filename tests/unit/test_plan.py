@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
 from sweeper.plan import Plan, make_plan
 from sweeper.spec import SpecError, load_sweep, parse_sweep
@@ -197,6 +198,48 @@ def test_the_alpha_ablation_has_the_papers_19_values() -> None:
     plan = make_plan(load_sweep(ROOT / "examples" / "paper" / "alpha.yaml"), ROOT)
     alphas = {t.objective.alpha for t in plan.trials if t.objective and t.objective.name in ("power", "one-minus-p")}
     assert len(alphas) == 19  # 1 - p is alpha 1
+    halves = {(t.backbone.name, t.task.name) for t in plan.trials}
+    assert halves == {("Qwen2.5-Math-1.5B", "math"), ("Qwen2.5-7B", "figfont")}
+    assert len(plan.trials) == 2 * (1 + 20)
+
+
+def test_the_weak_half_of_the_alpha_ablation_trains_as_figfont_does() -> None:
+    """Its trials are figfont.yaml's own, so that a storage has them once."""
+    folder = ROOT / "examples" / "paper"
+    alpha, figfont = (
+        {t.key for t in make_plan(load_sweep(folder / f"{name}.yaml"), ROOT).trials if t.backbone.name == "Qwen2.5-7B"}
+        for name in ("alpha", "figfont")
+    )
+    assert len(figfont) == 3
+    assert figfont < alpha
+
+
+def test_an_override_of_evaluation_is_for_all_objectives_of_a_cell() -> None:
+    over = "overrides: [{where: {backbone: char-llama-10}, evaluation: {max_new_tokens: 8, samples: 2}}]\n"
+    made, plain = (make_plan(parse_sweep(BASE % "[nll]" + more, "t.yaml"), ROOT) for more in (over, ""))
+    asked = {(t.backbone.name, t.evaluation.max_new_tokens, t.evaluation.samples) for t in made.trials}
+    default = plain.trials[0].evaluation
+    assert asked == {("char-llama-0", default.max_new_tokens, default.samples), ("char-llama-10", 8, 2)}
+    for trial, before in zip(made.trials, plain.trials, strict=True):
+        assert (trial.key == before.key) == (trial.backbone.name == "char-llama-0")
+
+
+def test_a_data_file_is_hashed_whole_and_weights_are_sampled(tmp_path: Path) -> None:
+    """A fix of the same length between the samples of a large file makes another key; small ones keep theirs."""
+    file = tmp_path / "d.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(WHOLE_BELOW + 1)
+    before, sampled = fingerprint([file]), fingerprint([file], sampled=True)
+    with file.open("r+b") as stream:
+        stream.seek(WHOLE_BELOW // 2 + 3 * BLOCK)
+        stream.write(b"x")
+    assert fingerprint([file], sampled=True) == sampled
+    assert fingerprint([file]) != before
+    small = tmp_path / "s.jsonl"  # names count, too
+    small.write_text('{"prompt": "p", "response": "r"}')
+    assert fingerprint([small]) == fingerprint([small], sampled=True) == "9ab02ecebdf87f88e6a59bc0"
+    text = (BASE % "[nll]").replace("{builtin: addition}", "{path: d.jsonl}")
+    assert make_plan(parse_sweep(text, "t.yaml"), tmp_path).trials[0].task.fingerprint == fingerprint([file])
 
 
 VARIED = BASE % "[nll]" + "profiles: {small: {train: {epochs: 2}, concurrency: 1}}\n"

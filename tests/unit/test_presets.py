@@ -9,6 +9,7 @@ import jinja2
 import pytest
 from pydantic import ValidationError
 
+from jobs.leaks import leaks
 from jobs.presets import presets
 from jobs.scores import score
 from jobs.spec import BackboneSpec
@@ -97,7 +98,7 @@ BENCHMARKS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "mbpp-plus": (
         MBPP | {"test": "assert one{n}() == 1"}, "assert one{n}() == 1", "```python\ndef one{n}(): return 1\n```", "x",
     ),
-} | {f"mmlu-prox-{code}": (PROX, "J. None\nAnswer with the letter of the right option.", "C", "D")
+} | {f"mmlu-prox-{code}": (PROX, "I. o8\nAnswer with the letter of the right option.", "C", "D")
      for code in ("mr", "te", "ne", "sw", "wo", "yo", "zu")}  # fmt: skip
 
 
@@ -229,6 +230,96 @@ def test_published_problems_score_their_own_solutions(name: str, size: int) -> N
         answer = example.wanted if "boxed" in example.wanted else f"$\\boxed{{{example.wanted}}}$"
         assert score(example.score, answer, example.wanted).value == 1.0
         assert score(example.score, "It is $\\boxed{-77/13}$.", example.wanted).value == 0.0
+
+
+def worded(row: dict[str, Any], words: str) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(row).replace("{n}", words)))
+
+
+def words_of(n: int) -> str:
+    return " ".join(f"w{n}x{i}" for i in range(20))
+
+
+def has_words_of_its_own(preset: dict[str, Any]) -> bool:
+    return bool(preset.get("template") or preset.get("system"))
+
+
+@pytest.mark.parametrize("name", [n for n, p in presets()["tasks"].items() if n in TASKS and has_words_of_its_own(p)])
+def test_a_tasks_template_is_no_leak_and_a_planted_question_is_one(name: str, tmp_path: Path) -> None:
+    """Disjoint rows; then a training question with another answer, and one that has 13 words of another."""
+    row, start = TASKS[name][0], " ".join(words_of(3).split()[4:17])
+
+    def found(*texts: str) -> tuple[int, int]:
+        for file, rows in (("t", [words_of(n) for n in range(20)]), ("h", [words_of(n) for n in range(90, 99)])):
+            made = [worded(row, text) for text in [*rows, *(texts if file == "h" else ())]]
+            (tmp_path / f"{file}.jsonl").write_text("\n".join(map(json.dumps, made)))
+        task = {"preset": name, "path": str(tmp_path / "t.jsonl"), "heldout_path": str(tmp_path / "h.jsonl")}
+        data = load_task(TaskSpec.model_validate(task | {"benchmarks": []}))
+        counted = leaks(data.train, data.heldout)
+        return counted["exact"], counted["ngram"]
+
+    assert found() == (0, 0)
+    assert found(words_of(5)) == (1, 1)
+    assert found(words_of(5), f"own {start} own") == (1, 2)
+
+
+@pytest.mark.parametrize("name", [n for n, p in presets()["benchmarks"].items() if has_words_of_its_own(p)])
+def test_a_benchmarks_template_is_no_leak_and_a_planted_question_is_one(name: str, tmp_path: Path) -> None:
+    """Training rows of the same template, of another one, and such as hold the whole prompt as their own."""
+    row, start = BENCHMARKS[name][0], " ".join(words_of(3).split()[4:17])
+    texts = [*map(words_of, range(20)), f"own {start} own", *map(words_of, range(90, 99))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(worded(row, text)) for text in texts))
+    benchmark = {"preset": name, "path": str(tmp_path / "rows.jsonl"), "examples": None}
+    task = TaskSpec.model_validate({"builtin": "cipher", "benchmarks": [benchmark]})
+    examples = load_task(task).benchmarks[name]
+    train, overlapping, disjoint = examples[:20], examples[20], examples[21:]
+
+    def found(train: list[Example], measured: list[Example]) -> tuple[int, int]:
+        counted = leaks(train, measured)
+        return counted["exact"], counted["ngram"]
+
+    assert found(train, disjoint) == (0, 0)
+    assert found(train, [*disjoint, train[5]]) == (1, 1)
+    assert found(train, [*disjoint, train[5], overlapping]) == (1, 2)
+    assert found([Example(train[5].prompt, "its own answer")], [*disjoint, train[5]]) == (1, 1)
+    assert found([Example(f"Tell me: {words_of(5)}", "its own answer")], [*disjoint, train[5]]) == (0, 1)
+
+
+def test_drawn_words_of_figfont_are_told_apart() -> None:
+    """Most fonts draw with marks alone, and all items begin alike; fonts of letters share pieces of drawings."""
+    pytest.importorskip("reasoning_gym")
+    drawn = {"name": "figlet_font", "size": 300, "heldout_size": 60}
+    fields = presets()["tasks"]["figfont"] | {"benchmarks": [], "heldout_examples": 60}
+    settings = fields["generator"]["settings"]
+    data = load_task(TaskSpec.model_validate(fields | {"generator": drawn | {"settings": settings}}))
+    counted = leaks(data.train, data.heldout)
+    assert counted["exact"] <= 1
+    assert counted["ngram"] <= 6
+    assert leaks([*data.train, data.heldout[0]], data.heldout)["exact"] == counted["exact"] + 1
+
+
+def test_mmlu_prox_leaves_out_options_that_a_question_lacks(tmp_path: Path) -> None:
+    row = PROX | {"option_8": "", "option_2": "None"}
+    (example, *_) = problems("mmlu-prox-sw", saved(tmp_path, row))
+    assert example.prompt.splitlines()[1:] == [
+        "A. o0", "B. o1", "C. None", *(f"{letter}. o{i}" for i, letter in enumerate("DEFGH", 3)),
+        "Answer with the letter of the right option.",
+    ]  # fmt: skip
+
+
+def test_the_papers_answers_fit_in_the_positions_of_their_backbones() -> None:
+    """A thousand tokens are left for the prompt."""
+    from sweeper.plan import make_plan
+    from sweeper.spec import load_sweep
+
+    few = 0
+    for path in sorted((Path(__file__).parents[2] / "examples" / "paper").glob("*.yaml")):
+        for trial in make_plan(load_sweep(path), path.parent).trials:
+            positions = trial.backbone.shape.get("max_position_embeddings")
+            few += positions is not None
+            assert positions is None or positions >= trial.evaluation.max_new_tokens + 1000
+            assert positions is None or positions >= trial.train.max_length
+    assert few > 90  # trials on Qwen2.5-Math and DeepSeekMath
 
 
 def test_figfont_benchmarks_are_the_items_after_the_training_ones() -> None:

@@ -35,7 +35,8 @@ def spec_json(name: str, alpha: float | None, side: str | None, at: float | None
 
 
 CORPUS = {
-    "digest": "d1", "task": "t", "noisy": 2, "runs": 1,
+    "version": 2, "digest": "d1", "task": "t", "noisy": 2, "runs": 1,
+    "problems": {"sums": {"examples": 12, "longest_prompt": 9, "sha256": "0a0b0c0d0e0f"}},
     "train": {"examples": 900, "tokens": 9000, "targets": 4000, "longest": 80, "sha256": "aaaabbbbcccc"},
     "heldout": {"examples": 40, "tokens": 400, "targets": 160, "longest": 70, "sha256": "ddddeeeeffff"},
     "leaks": {"measured": 40, "exact": 1, "ngram": 4, "pairs": [[7, 0]]},
@@ -126,9 +127,18 @@ def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -
     html = paths["report.html"].read_text()
     assert "900 (4000 target tokens; 2 with a wrong response)" in html
     assert "3 cut, 0 dropped" in html
-    assert "1 prompts, 4 with a run of 13 words, of 40" in html
+    assert "1 questions, 4 with a run of 13 words, of 40" in html
     assert 'title="aaaabbbbcccc"' in html
+    assert 'sums <span title="0a0b0c0d0e0f">0a0b0c0d</span>' in html
     assert [row["task"] for row in json.loads(paths["report.json"].read_text())["data"]] == ["t"]
+
+
+def test_leaks_of_an_earlier_count_are_not_shown(table: pd.DataFrame, tmp_path: Path) -> None:
+    old = {name: value for name, value in CORPUS.items() if name not in ("version", "problems")}
+    written = write_report(table.assign(corpus=json.dumps(old)), tmp_path, "s", {}, str)
+    html = written["report.html"].read_text()
+    assert "counted by an older rule, not shown" in html
+    assert "with a run of 13 words, of 40" not in html
 
 
 def test_every_cell_says_beside_which_regime_it_lies(paths: dict[str, Path]) -> None:

@@ -116,6 +116,33 @@ def test_a_generators_items_are_the_same_whatever_the_size_and_held_out_ones_com
         load_task(TaskSpec.model_validate({"generator": {"name": "figlet_font", "settings": {"colour": 1}}}))
 
 
+def test_a_generators_items_are_rows_like_others() -> None:
+    """A system turn and a template together, and fields by name."""
+    pytest.importorskip("reasoning_gym")
+    fields = {"generator": {"name": "chain_sum", "size": 8, "heldout_size": 4}, "system": "Be brief."}
+    plain = load_task(TaskSpec.model_validate(fields))
+    named = load_task(TaskSpec.model_validate(fields | {"prompt": "question", "response": "answer"}))
+    assert named == plain
+    asked = load_task(
+        TaskSpec.model_validate(
+            fields | {"template": "{question} Think.", "response_template": "It is {answer}.", "reference": "answer"}
+        )
+    )
+    for bare, made in zip(plain.train + plain.heldout, asked.train + asked.heldout, strict=True):
+        assert bare.messages == (("system", "Be brief."), ("user", bare.prompt))
+        assert made.messages == (("system", "Be brief."), ("user", f"{bare.prompt} Think."))
+        assert (made.response, made.wanted) == (f"It is {bare.response}.", bare.response)
+    assert all(e.entry is not None and e.entry["generator"] == "chain_sum" for e in asked.heldout)
+    with pytest.raises(TaskError, match=r"chain_sum\[0\]: no text in field 'solution'; this row has answer, metadata"):
+        load_task(TaskSpec.model_validate(fields | {"response": "solution"}))
+
+
+def test_a_generator_whose_items_have_no_answer_says_so() -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(TaskError, match=r"graph_color\[0\]: no text in field 'answer'"):
+        load_task(TaskSpec.model_validate({"generator": {"name": "graph_color", "size": 2, "heldout_size": 2}}))
+
+
 def test_a_mixture_has_the_sizes_of_its_parts_and_noise_of_its_own() -> None:
     parts = [{"builtin": "addition", "train_examples": 300}, {"builtin": "cipher", "train_examples": 100}]
     task = TaskSpec.model_validate({"parts": parts, "noise": 0.1, "heldout_examples": 50})
