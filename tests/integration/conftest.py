@@ -28,8 +28,8 @@ TOGETHER = {
     "hosts": ("hosts",),
     "vllm": ("vllm",),
 }
-# Minutes each: of two tests at a time, the last one should be short
-FIRST = ("test_submit.py::", "test_sweep.py::")
+# Minutes each: of two tests at a time, the last should be short; heads, the largest group, begin in any case
+FIRST = ("test_sweep.py::",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
