@@ -92,7 +92,9 @@ class TrialFolder:
         write_text(self.path / "result.json", json.dumps({"status": status, "time": time.time()} | facts, indent=1))
 
     def stop_by_hand(self) -> None:
-        """The last word of a trial that somebody has stopped while no worker had it."""
+        """The last word of a trial that somebody has stopped while no worker had it; nothing where it has one."""
+        if self.result() is not None:
+            return
         rows = self.rows()
         self.finish("stopped", by="hand", step=int(rows[-1]["step"]) if rows else 0)
 

@@ -69,6 +69,7 @@ class Board:
         self.round = set(specs)  # what Tune is to post before this round is over
         self.posted_at = 0.0
         self.lanes: dict[str, list[list[str]]] = defaultdict(list)  # jobs that a lane was given: the keys of each
+        self.runs: dict[str, str] = {}  # key -> the lane that has it now
         self.closing: set[str] = set()
         self.messages: dict[str, list[Message]] = defaultdict(list)
         self.read: dict[str, int] = defaultdict(int)  # how many messages of a trial were asked for
@@ -83,6 +84,7 @@ class Board:
         self.dropped: set[str] = set()  # stopped by hand
         self.hold_at: dict[str, int] = {}  # key -> step
         self.given: dict[str, str] = {}  # key -> the spec that a lane was given
+        self.phases: dict[str, str] = {}  # key -> what its workers do (jobs/clock.py)
         self.broken = ""  # why no trial can run any more
         self.ending = False
 
@@ -156,15 +158,16 @@ class Board:
         spent = self.jobs_per_lane is not None and index >= self.jobs_per_lane
         if index < len(jobs) or lane in self.closing or spent:
             return True
-        running = {key for other in self.lanes for key in self._running(other)}
-        measuring = self.settling | {self._unmeasured(key) for key in running} - {None}
+        measuring = self.settling | {self._unmeasured(key) for key in self.runs} - {None}
         for key in self.posted:
             place = self.places[key]
             if place.shape != self.lane_shape[lane] or place.unmeasured in measuring:
                 continue
             if group := self._group(key):
+                self.runs = {one: other for one, other in self.runs.items() if other != lane}  # it asks for more
                 for one in group:
                     self.posted.remove(one)
+                    self.runs[one] = lane
                 jobs.append(group)
                 return True
         return False
@@ -182,8 +185,7 @@ class Board:
 
     def _expected(self, kin: Kin) -> bool:
         """Whether Tune will post another one of these."""
-        known = self.ended | self.over | self.dropped | set(self.posted)
-        known |= {key for lane in self.lanes for key in self._running(lane)}
+        known = self.ended | self.over | self.dropped | set(self.posted) | self.runs.keys()
         return any(key not in known and self.kin.get(key) == kin for key in self.round)
 
     async def next_word(self, lane: str, number: int) -> str | None:
@@ -196,6 +198,7 @@ class Board:
         """A lane has broken a trial off. Whether that is its end; else it is posted again, before all others."""
         if key in self.dropped:
             return True
+        self.runs.pop(key, None)
         if not self.ending:
             self.posted.appendleft(key)
             await self._wake()
@@ -210,6 +213,7 @@ class Board:
         self.messages[key].append(message)
         if message["kind"] in ENDS:
             self.ended.add(key)
+            self.runs.pop(key, None)
         await self._wake()
 
     async def ask(self, key: str, message: Message, wait: bool) -> bool:
@@ -226,6 +230,7 @@ class Board:
     async def hold(self, steps: dict[str, int | None]) -> None:
         """A round begins: these trials, each held at a step, or at none (None)."""
         self.round = set(steps)
+        self.ended -= self.round  # all of it is to be posted
         for key, step in steps.items():
             self.hold_at.pop(key, None)
             if step is not None:
@@ -302,6 +307,14 @@ class Board:
         """The trials that a lane runs, with the specs that it was given."""
         return {key: self.given[key] for key in self._running(lane)}
 
+    async def now(self, key: str, phase: str) -> None:
+        """What a trial's workers do from now on."""
+        self.phases[key] = phase
+
+    async def phases_in(self, lane: str) -> set[str]:
+        """What the trials that a lane runs were at when last heard of; of a group one evaluates while the rest wait."""
+        return {self.phases[key] for key in self._running(lane) if key in self.phases}
+
     async def try_again(
         self,
         lane: str,
@@ -314,8 +327,7 @@ class Board:
         self.lanes.pop(lane, None)
         self._regroup(kin)
         await self.place(places, specs)
-        self.posted.extendleft(reversed(keys))
-        await self._wake()
+        await self._again(keys)
 
     async def lane_ended(self, lane: str, error: str | None, died: bool) -> list[str]:
         """A lane is gone. Returns the keys of the trials that it leaves unfinished.
@@ -324,6 +336,8 @@ class Board:
         that the one which fails again fails alone.
         """
         left = self._running(lane)
+        for key in left:
+            self.runs.pop(key)
         self.lanes.pop(lane, None)
         self.lane_shape.pop(lane, None)
         self.groups.pop(lane, None)
@@ -335,9 +349,17 @@ class Board:
             await self.say(left[0], {"kind": "failed", "error": error, "died": died})
         elif not self.ending:
             self._regroup(dict.fromkeys(left))
-            self.posted.extendleft(reversed(left))
-            await self._wake()
+            await self._again(left)
         return left
+
+    async def _again(self, keys: list[str]) -> None:
+        """Post before all others what a lane has lost, but for what somebody has stopped meanwhile."""
+        for key in keys:
+            self.runs.pop(key, None)
+            if key in self.dropped:
+                await self.say(key, {"kind": "stopped"})
+        self.posted.extendleft(key for key in reversed(keys) if key not in self.dropped)
+        await self._wake()
 
     def _regroup(self, kin: Mapping[str, Kin | None]) -> None:
         for key, new in kin.items():
@@ -346,9 +368,8 @@ class Board:
                 self.kin[key] = new
 
     def _running(self, lane: str) -> list[str]:
-        """The trials that a lane was given last and that are not at their end and not given back."""
-        keys = next(iter(self.lanes.get(lane, [])[-1:]), [])
-        return [key for key in keys if key not in self.ended and key not in self.posted]
+        """The trials that a lane was given and that are not at their end and not given back."""
+        return [key for key, other in self.runs.items() if other == lane]
 
     def _unmeasured(self, key: str | None) -> str | None:
         """The kind of a trial, if nobody knows how much memory that takes."""

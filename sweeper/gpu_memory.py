@@ -62,14 +62,13 @@ def measured(trial: TrialSpec, root: Path) -> Measure | None:
     return _measure(_read(trial, root))
 
 
-def remember(trial: TrialSpec, measure: Measure, root: Path) -> bool:
-    """Join what a trial took to what is known of its kind. Whether that changes where trials are placed."""
+def remember(trial: TrialSpec, measure: Measure, root: Path) -> None:
+    """Join what a trial took to what is known of its kind."""
     if not may_share(trial):
-        return False
-    before, known = placed(trial, root), _read(trial, root)
+        return
+    known = _read(trial, root)
     old = _measure(known)
     _write(trial, root, known | asdict(measure if old is None else old.joined(measure)))
-    return placed(trial, root) != before
 
 
 def larger_share(trial: TrialSpec, had: Shape, root: Path) -> int | None:

@@ -233,13 +233,16 @@ class LanePool:
             else:
                 return
             specs, places = self._placed_again()
-        TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {again}")
-        self.say(f"{key}: out of memory; from now on {now}")
-        # alone, which is how this was learnt
-        ray.get(self.board.try_again.remote(name, [key], specs, places, dict.fromkeys(specs)))
+            TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {again}")
+            self.say(f"{key}: out of memory; from now on {now}")
+            # alone, which is how this was learnt
+            ray.get(self.board.try_again.remote(name, [key], specs, places, dict.fromkeys(specs)))
 
     def _placed_again(self) -> tuple[dict[str, str], dict[str, Place]]:
-        """What is changed by what the storage knows now: specs, and places."""
+        """What is changed by what the storage knows now: specs, and places.
+
+        To be sent before the lock is given back: the board takes what comes last.
+        """
         fit = {k: fitting(t, self.root) for k, t in self.trials.items()}
         at = {k: placed(t, self.root) for k, t in fit.items()}
         specs = {k: t.model_dump_json() for k, t in fit.items() if t != self.trials[k]}
@@ -251,13 +254,15 @@ class LanePool:
         """A trial has told what it took: others like it may be placed by that."""
         with self.lock:
             trial = self.trials[key]
-            if not remember(trial, measure, self.root):
+            remember(trial, measure, self.root)
+            # by what was known here: another sweep on this storage may have measured its kind first
+            if placed(trial, self.root) == self.places[key]:
                 return
             specs, places = self._placed_again()
+            ray.get(self.board.place.remote(places, specs))
             count = parts_of(self.places[key].shape.gpus)
         peak, of = (f"{n / GIB:.1f} GiB" for n in (measure.peak_bytes + measure.outside_bytes, measure.total_bytes))
         self.say(f"{key} took {peak} of a GPU's {of}: a trial like it gets {in_words(count)}")
-        ray.get(self.board.place.remote(places, specs))
 
     def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
         return LaneTrainer(

@@ -226,7 +226,7 @@ def _callback(store: Store, say: Progress) -> Any:
                 folder.finish("failed", error=last_lines(str(result["error"])))
             if result.get("status") == "held":
                 return  # of a race: it goes on, or its last word comes, when the others are there
-            if result.get("status") == "stopped" and folder.result() is None:  # by hand, while its worker had died
+            if result.get("status") == "stopped":  # by hand, while its worker had died
                 folder.stop_by_hand()
             say.ended(key, status_of(folder.result()), result)
 

@@ -332,3 +332,60 @@ def test_one_of_a_group_is_stopped_and_a_lane_that_goes_gives_all_back() -> None
         assert await keys_of(b, "other", 0) == ["b"]
 
     run(scene())
+
+
+@pytest.mark.parametrize("end", ["held", "given back"])
+def test_a_trial_that_went_to_another_lane_is_not_its_first_ones_any_more(end: str) -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.next_jobs("lane", 0)
+        if end == "held":
+            await b.say("a", {"kind": "held", "row": {}})
+            await b.hold({"a": None})
+            await b.post("a")
+        else:
+            assert not await b.gave_back("a")
+        await b.next_jobs("other", 0)
+        assert (await b.state()).busy == {"lane": None, "other": "a"}
+        said = len(b.messages["a"])
+        assert await b.lane_ended("lane", "died while idle", died=True) == []
+        assert len(b.messages["a"]) == said
+        assert await b.running_in("other") == {"a": "{}"}
+
+    run(scene())
+
+
+def test_the_second_round_of_a_race_gathers_its_group_too() -> None:
+    async def scene() -> None:
+        b = family(most=2, keys="ab")
+        for index, step in enumerate((10, None)):
+            await b.hold({"a": step, "b": step})
+            await b.post("a")
+            waiting = asyncio.create_task(keys_of(b, "lane", index))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()  # b is about to be posted
+            await b.post("b")
+            assert await waiting == ["a", "b"]
+            for key in "ab":
+                await b.say(key, {"kind": "held", "row": {}})
+
+    run(scene())
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_was_stopped_by_hand_is_not_tried_again_when_its_lane_fails_first(memory: bool) -> None:
+    async def scene() -> None:
+        b = family(most=2, keys="ab")
+        for key in "ab":
+            await b.post(key)
+        await b.next_jobs("lane", 0)
+        assert await b.drop("a")
+        if memory:
+            await b.try_again("lane", ["a", "b"], {}, {}, {"a": None, "b": None})
+        await b.lane_ended("lane", "out of memory" if memory else "raised", died=False)
+        assert (await b.listen("a"))["kind"] == "stopped"
+        assert list(b.posted) == ["b"]
+        assert (await b.state()).left == {"small": 2}  # b and z
+
+    run(scene())

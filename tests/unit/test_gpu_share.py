@@ -76,7 +76,7 @@ def test_a_kind_has_a_whole_card_until_it_is_measured_and_the_share_is_remembere
     first = placed(spec, tmp_path)
     assert first.shape == shape_of(spec.execution) == Shape(1, 1, 1)
     assert first.unmeasured is not None
-    assert remember(spec, Measure(10 * GIB, GIB, 80 * GIB), tmp_path)
+    remember(spec, Measure(10 * GIB, GIB, 80 * GIB), tmp_path)
     assert placed(spec, tmp_path) == Place(Shape(1, 1, 0.25), outside=GIB)
     like = [auto(seed=4), auto(objective={"name": "one-minus-p"})]
     assert [placed(one, tmp_path).shape.gpus for one in like] == [0.25, 0.25]
@@ -85,8 +85,9 @@ def test_a_kind_has_a_whole_card_until_it_is_measured_and_the_share_is_remembere
         auto(train=spec.train.model_dump() | {"micro_batch_size": 2}), auto(objective={"name": "asft"}),
     ]  # fmt: skip
     assert all(placed(one, tmp_path).unmeasured for one in unlike)
-    assert not remember(spec, Measure(9 * GIB, 0, 80 * GIB), tmp_path)  # nothing new
-    assert remember(spec, Measure(20 * GIB, 0, 80 * GIB), tmp_path)
+    remember(spec, Measure(9 * GIB, 0, 80 * GIB), tmp_path)  # nothing new
+    assert placed(spec, tmp_path) == Place(Shape(1, 1, 0.25), outside=GIB)
+    remember(spec, Measure(20 * GIB, 0, 80 * GIB), tmp_path)
     assert placed(spec, tmp_path).shape.gpus == share(3)
 
 

@@ -79,3 +79,10 @@ def test_one_driver_a_sweep(tmp_path: Path) -> None:
 def test_an_unknown_sweep_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no sweep 'x' in .*; sweeps there: none"):
         Store(tmp_path).plan("x")
+
+
+def test_a_trial_that_has_its_last_word_is_not_stopped_by_hand(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    trial.finish("finished", step=30)
+    trial.stop_by_hand()  # asked for a moment before that
+    assert (trial.result() or {})["status"] == "finished"

@@ -1,0 +1,76 @@
+"""The pool of lanes beside its board, a real actor, without lanes: what it does with what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.broker import Share
+from jobs.record import TrialFolder
+from jobs.spec import TrialSpec
+from sweeper.board import Board
+from sweeper.gpu_memory import placed, remember
+from sweeper.gpu_share import Measure
+from sweeper.lanes import LanePool
+
+from ..unit.test_gpu_share import auto
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[None]:
+    """Plain: this process has read Ray's settings already, so it could not get in by the token of an own one."""
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def pool_of(trials: list[TrialSpec], root: Path) -> tuple[LanePool, Any]:
+    """With its board; every trial is posted."""
+    by_key = {trial.key: trial for trial in trials}
+    places = {key: placed(trial, root) for key, trial in by_key.items()}
+    specs = {key: trial.model_dump_json() for key, trial in by_key.items()}
+    board: Any = ray.remote(num_cpus=0)(Board).remote(specs, places, False, None)
+    for key in by_key:
+        ray.get(board.post.remote(key))
+    share = Share("pool", "pool", 1, alone=True)
+    return LanePool(board, by_key, places, root, "pool", share, None, list, lambda line: None), board
+
+
+def keys(board: Any, lane: str, index: int) -> list[str]:
+    return [job["key"] for job in ray.get(board.next_jobs.remote(lane, index), timeout=10)]
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_kind_that_another_sweep_has_measured_first_is_placed_all_the_same(tmp_path: Path) -> None:
+    """Two sweeps on a storage measure a kind at once; the second one's trials wait for no measure any more."""
+    one, two = auto(seed=1), auto(seed=2)
+    pool, board = pool_of([one, two], tmp_path)
+    ray.get(board.open.remote("whole", placed(one, tmp_path).shape))
+    assert keys(board, "whole", 0) == [one.key]
+    measure = {"peak_bytes": 10 * GIB, "outside_bytes": 0, "total_bytes": 80 * GIB}
+    remember(one, Measure(**measure), tmp_path)  # by the other sweep
+    ray.get(board.measured.remote(one.key, measure))
+    ray.get(board.say.remote(one.key, {"kind": "finished", "row": {}}))
+    for key, taken in ray.get(board.take_measures.remote()):
+        pool._note(key, Measure(**taken))
+    ray.get(board.open.remote("part", placed(two, tmp_path).shape))
+    assert keys(board, "part", 0) == [two.key]
+
+
+@pytest.mark.usefixtures("embedded")
+def test_what_ends_between_a_request_to_stop_it_and_the_stop_keeps_its_result(tmp_path: Path) -> None:
+    spec = auto()
+    pool, board = pool_of([spec], tmp_path)
+    ray.get(board.open.remote("whole", placed(spec, tmp_path).shape))
+    keys(board, "whole", 0)
+    folder = TrialFolder(tmp_path / "trials" / spec.key)
+    folder.finish("finished", step=8)
+    ray.get(board.say.remote(spec.key, {"kind": "finished", "row": {}}))
+    pool._drop(spec.key)
+    assert (folder.result() or {})["status"] == "finished"
