@@ -23,7 +23,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Runner:
-    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it has failed or was stopped by hand."""
+    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it has its last word, so it trains no more.
+
+    That holds for what a race has stopped too, whatever is added to the cell later: its scores count at the rungs that it
+    came to, and no rung waits for it. Only to revive it takes a stop back.
+    """
 
     key: str
     objective: str
@@ -37,7 +41,7 @@ class Runner:
 class Standing:
     """run: keys that may train now, each to the step at which it waits for the others (None: to its end).
 
-    stop: keys that go no further, each with the rung at which that was decided.
+    stop: keys that go no further from now on, each with the rung at which that was decided.
     """
 
     run: dict[str, int | None] = field(default_factory=dict)

@@ -176,7 +176,8 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
 def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterator[dict[str, int | None]]:
     """What to train next, each trial to its end or to the step at which it is held: one round, or as a race goes.
 
-    Between rounds the race's losers get their last word. All is read from the record, so a killed race goes on.
+    keys: what is to do; every round is in their order. Between rounds the race's losers get their last word. All is
+    read from the record, so a killed race goes on.
     """
     spec = plan.spec.settings.scheduler
     if spec.name != "race":
@@ -194,9 +195,9 @@ def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterato
                 if store.trial(key).result() is None:
                     store.trial(key).finish("stopped", by="race", step=rung)
                     say.ended(key, "stopped", {"step": rung})
-            todo |= {k: v for k, v in found.run.items() if status_of(store.trial(k).result()) not in OVER}
+            todo |= found.run
         # a trial that did not come to where it was sent has no worker any more (the sweep is being stopped)
-        todo = {key: to for key, to in todo.items() if key not in tried or tried[key] != to}
+        todo = {key: todo[key] for key in keys if key in todo and (key not in tried or tried[key] != todo[key])}
         if not todo:
             return
         yield todo

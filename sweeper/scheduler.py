@@ -57,12 +57,11 @@ def cells_of(plan: Plan, store: Store) -> dict[Cell, list[Runner]]:
         if trial.objective is None:
             continue
         folder = store.trial(trial.key)
-        result = folder.result() or {}
         scores = {int(row["step"]): _score(row, metric, sign) for row in folder.rows() if metric in row}
-        ended = result.get("status") == "failed" or result.get("by") == "hand"
+        out = folder.result() is not None
         assert trial.train.steps is not None  # a plan with a race has no epochs
         cells.setdefault((trial.backbone.name, trial.task.name), []).append(
-            Runner(trial.key, trial.objective_label, trial.train.steps, scores, trial.key in spared, ended)
+            Runner(trial.key, trial.objective_label, trial.train.steps, scores, trial.key in spared, out)
         )
     return cells
 
