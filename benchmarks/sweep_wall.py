@@ -1,9 +1,11 @@
 """How much of a sweep's wall time is not training: python benchmarks/sweep_wall.py [SPEC] [--set KEY=VALUE] [--json]
 
 Runs the sweep (default: examples/quickstart.yaml) in a fresh storage and compares its wall time, from the command to
-its end, with the ideal: the seconds that its trials took inside their workers (training, evaluation, checkpoints), each
-times its workers, spread over the slots without a gap. Both are of the same run, so other load stretches both.
+its end, with the ideal: the seconds that its trials trained (steps, evaluation, checkpoints; of all legs, of stopped
+trials too), each times its workers, spread over the slots without a gap. Both are of the same run, so other load
+stretches both.
 
+    setup    what trials took in their workers besides: backbone, engine, check; spread likewise
     before   until the first trial begins: Python, plan, Ray, pre-training of built-in backbones, lanes
     between  while trials are left: all that slots waited
     after    from the last trial's end: MLflow, report, Ray
@@ -20,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from jobs.record import TrialFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,9 +52,10 @@ def measure(spec: Path, settings: list[str], slots: int, before: bool = False) -
         ended = time.time()
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
-        results = [json.loads(file.read_text()) for file in Path(folder).glob("trials/*/result.json")]
-    work = sum(result["train_s"] * result["workers"] for result in results)
-    first = min(result["time"] - result.get("wall_s", result["train_s"]) for result in results)
+        folders = [TrialFolder(file.parent) for file in Path(folder).glob("trials/*/result.json")]
+        results = [(f.result() or {}) | {"workers": f.spec().execution.workers} for f in folders]
+        first = min(f.started() or ended for f in folders)
+    work, setup = (sum(r.get(name, 0.0) * r["workers"] for r in results) for name in ("train_s", "setup_s"))
     last = max(result["time"] for result in results)
     return {
         "trials": len(results),
@@ -59,7 +64,8 @@ def measure(spec: Path, settings: list[str], slots: int, before: bool = False) -
         "ideal_s": work / slots,
         "ratio": (ended - started) * slots / work,
         "before_s": first - started,
-        "between_s": last - first - work / slots,
+        "setup_s": setup / slots,
+        "between_s": last - first - (work + setup) / slots,
         "after_s": ended - last,
     }
 
@@ -77,7 +83,8 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     print("{trials} trials on {slots} slots: {wall_s:.0f} s, ideal {ideal_s:.0f} s, ratio {ratio:.2f}".format(**found))
-    print("before {before_s:.1f} s, between {between_s:.1f} s, after {after_s:.1f} s".format(**found))
+    print("before {before_s:.1f} s, set-up of trials {setup_s:.1f} s, ".format(**found), end="")
+    print("between {between_s:.1f} s, after {after_s:.1f} s".format(**found))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from jobs import engine as ds
 from jobs.capability import Capability
 from jobs.checkpoint_writer import Parts
+from jobs.clock import EVALUATE, TRAIN, Clock
 from jobs.corpus import Rows
 from jobs.data import Encoded, global_batches
 from jobs.evaluate import Problem, answer_problems, answering, task_yardsticks, token_yardsticks
@@ -58,8 +59,9 @@ class Course:
         report: Report,
         keep_answers: KeepAnswers | None,
         resume_from: Path | None,
+        clock: Clock,
     ) -> None:
-        self.trial, self.engine, self.capability = trial, engine, capability
+        self.trial, self.engine, self.capability, self.clock = trial, engine, capability, clock
         self.tokenizer, self.prepared, self.report, self.keep_answers = tokenizer, prepared, report, keep_answers
         self.pad = int(tokenizer.pad_token_id)
         rows, spec = prepared.train, trial.train
@@ -103,7 +105,9 @@ class Course:
         if evaluate:
             few = None if last else trial.evaluation.every_problems
             model = self.engine.module.backbone
+            self.clock.enter(EVALUATE)
             row |= yardsticks(model, self.tokenizer, self.prepared, trial, self.keep_answers, few)
+            self.clock.enter(TRAIN)
         due = done % spec.checkpoint_every == 0 and not last
         beside = {"step": step} | ({"capability": self.capability.as_dict()} if self.capability else {})
         save = None if last else partial(ds.save, self.engine, beside)
@@ -128,7 +132,7 @@ def yardsticks(
     """few: only the first so many held-out examples, and problems of each set."""
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
     heldout = prepared.heldout if few is None else prepared.heldout[:few]
-    row = token_yardsticks(model, heldout, pad, evaluation.batch_size, "heldout")
+    row = token_yardsticks(model, heldout, pad, trial.evaluated_at_once, "heldout")
     answered = {}
     with answering(model, tokenizer, trial) as answer:
         for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):

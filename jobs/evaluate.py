@@ -137,7 +137,10 @@ Answerer = Callable[[Sequence[Sequence[int]], int, float, int], list[Answer]]
 
 @contextmanager
 def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial: TrialSpec) -> Iterator[Answerer]:
-    """What answers prompts with the model as it is now: transformers, or vLLM where evaluation.engine says so."""
+    """What answers prompts with the model as it is now: transformers, or vLLM where evaluation.engine says so.
+
+    Where a worker has fewer prompts in memory at once, each part of a batch draws what it draws in the whole batch.
+    """
     longest = trial.evaluation.max_new_tokens
     if trial.evaluation.engine == "vllm":
         from jobs.vllm_engine import vllm_answerer
@@ -145,9 +148,24 @@ def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial:
         yield vllm_answerer(model, tokenizer, trial)
         return
 
+    size, cache = trial.evaluated_at_once, trial.execution.cache
+    # as many parts of every batch on every rank, which ZeRO-3 needs; of a short one some only keep step
+    starts = range(0, trial.evaluation.batch_size, size)
+
     def answer(prompts: Sequence[Sequence[int]], samples: int, temperature: float, seed: int) -> list[Answer]:
-        torch.manual_seed(seed)
-        return generate(model, tokenizer, prompts, longest, samples, temperature, trial.execution.cache)
+        if len(starts) == 1:
+            torch.manual_seed(seed)
+            return generate(model, tokenizer, prompts, longest, samples, temperature, cache)
+        said: list[Answer] = []
+        for start in starts if dist.get_world_size() > 1 else starts[: -(-len(prompts) // size)]:
+            part = prompts[start : start + size]
+            rows = range(start * samples, (start + len(part)) * samples)
+            drawn = WholeBatchDraws(len(prompts) * samples, rows, temperature) if part and samples else None
+            each = [prompt for prompt in part or prompts[:1] for _ in range(max(samples, 1))]
+            torch.manual_seed(seed)
+            found = generate(model, tokenizer, each, longest, 0, temperature, cache, drawn)
+            said += found if part else []
+        return said
 
     with measuring(model):
         yield answer
@@ -228,6 +246,23 @@ def task_yardsticks(answered: Mapping[str, Sequence[Problem]]) -> dict[str, floa
     return row | {key: value for one in each.values() for key, value in one.items()}
 
 
+class WholeBatchDraws:
+    """A logits processor that lets the largest score be what torch.multinomial draws for these rows in a whole batch.
+
+    It draws as torch.multinomial does: of p / q with q exponential for every row and token. So all rows' q are drawn at
+    every step, and some are used.
+    """
+
+    def __init__(self, of: int, rows: range, temperature: float) -> None:
+        self.of, self.rows, self.temperature = of, rows, temperature
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """scores [rows, vocabulary] -> the same shape"""
+        q = torch.empty(self.of, scores.shape[1], dtype=scores.dtype, device=scores.device).exponential_()
+        p = torch.softmax(scores / self.temperature, dim=-1)
+        return p / q[self.rows.start : self.rows.stop]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -236,10 +271,12 @@ def generate(
     samples: int,
     temperature: float,
     cache: str,
+    chooser: WholeBatchDraws | None = None,
 ) -> list[Answer]:
     """`samples` answers a prompt in prompt order (0: one greedy). No top-k, no top-p.
 
     cache: of keys and values: dynamic grows with the answers, static is allocated whole (compiled on CUDA)
+    chooser: makes of the scores others, whose largest is taken; with no samples
     """
     GenerationConfig = import_transformers().GenerationConfig
     width = max(map(len, prompts))
@@ -263,6 +300,7 @@ def generate(
         attention_mask=mask.to(model.device),
         generation_config=config,
         synced_gpus=dist.get_world_size() > 1,
+        logits_processor=[chooser] if chooser is not None else None,
     )
     said = out[:, width:].cpu()
     ends = (said == stop).int()

@@ -105,7 +105,7 @@ def probe(
     if not there[0]:
         some = rows[: trial.evaluation.probe_examples]
         with load() as model:
-            measured = _measure(model, some, pad, eos, trial.evaluation.batch_size)
+            measured = _measure(model, some, pad, eos, trial.evaluated_at_once)
         if dist.get_rank() == 0:
             make_dir(folder, lambda partial: _write(partial, measured))
         dist.barrier()

@@ -5,6 +5,7 @@ trials/<key>/trial.json       the spec
              checkpoints/step-<n>/    bounded; a folder without COMPLETE does not count
              answers/<set>.jsonl.gz   what was answered at the newest evaluation, a problem a line
              failures.jsonl   one line an attempt that failed or whose worker died
+             seconds.json     what it has taken up to its newest checkpoint (jobs/clock.py)
              result.json      written whole, at the end: the trial is over
              REVIVED          it was stopped and is wanted after all
 """
@@ -89,7 +90,16 @@ class TrialFolder:
 
     def finish(self, status: str, **facts: Any) -> None:
         """status: finished, stopped or failed. The atomic last word: a trial without it is continued, not trusted."""
-        write_text(self.path / "result.json", json.dumps({"status": status, "time": time.time()} | facts, indent=1))
+        said = {"status": status, "time": time.time()} | self.seconds() | facts
+        write_text(self.path / "result.json", json.dumps(said, indent=1))
+
+    def seconds(self) -> dict[str, float]:
+        """setup_s and train_s of all legs, up to the newest checkpoint or the last leg's end; empty before that."""
+        file = self.path / "seconds.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def write_seconds(self, spent: Mapping[str, float]) -> None:
+        write_text(self.path / "seconds.json", json.dumps(spent))
 
     def stop_by_hand(self) -> None:
         """The last word of a trial that somebody has stopped while no worker had it; nothing where it has one."""

@@ -347,6 +347,9 @@ class Execution(Strict):
     cache: Literal["dynamic", "static"] = Field(
         "dynamic", description="of keys and values while answers are generated: growing, or allocated whole"
     )
+    evaluate_at_once: Positive | None = Field(
+        None, description="prompts, or held-out examples, of an evaluation batch in memory at once; the draws stay"
+    )
     vllm_memory: float = Field(
         0.3, gt=0, lt=1, description="share of the GPU that evaluation.engine vllm takes beside training"
     )
@@ -427,6 +430,12 @@ class TrialSpec(Strict):
             parts.append(f"s{self.seed}")
         words = "_".join(parts).replace(">=", "-ge").replace("<=", "-le").replace("=", "")
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in words) + f"_{digest}"
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """Prompts, or held-out examples, that a worker has in memory at once."""
+        size = self.evaluation.batch_size
+        return min(size, self.execution.evaluate_at_once or size)
 
     @cached_property
     def objective_label(self) -> str:

@@ -24,6 +24,7 @@ from jobs import engine as ds
 from jobs.backbone import BackboneError, add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
+from jobs.clock import SETUP, TRAIN, Clock
 from jobs.course import Course, KeepAnswers, Report
 from jobs.data import Encoded, collate
 from jobs.model import ObjectiveModel, hidden_states
@@ -44,8 +45,8 @@ class Member:
     """One trial of a group; its fields are what jobs.train.train takes.
 
     ended: called as soon as it is over, with whether it came to its end; the others go on
-    facts: gets besides train_s (its share of the group's seconds), wall_s (from the group's beginning to its own end)
-        and together (how many began)
+    facts: gets besides wall_s (from the group's beginning to its own end) and together (how many began)
+    clock: gets its share of the group's seconds
     """
 
     trial: TrialSpec
@@ -55,6 +56,7 @@ class Member:
     model_dir: Path | None = None
     keep_answers: KeepAnswers | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
 
 
 def train_together(members: Sequence[Member], root: Path) -> None:
@@ -84,24 +86,23 @@ def train_together(members: Sequence[Member], root: Path) -> None:
             )
             course = Course(
                 member.trial, engine, capability, tokenizer, prepared, member.report, member.keep_answers,
-                member.resume_from,
+                member.resume_from, member.clock,
             )  # fmt: skip
             going.append(_Going(member, course))
         group = _Group(bare, models, pad)
         share = (time.perf_counter() - began) / len(members)
-        for one in going:
-            one.spent += share
+        for member in members:
+            member.clock.add(SETUP, share)
         while going := [one for one in going if not _is_over(one, began)]:
             group.advance(going)
 
 
 @dataclass
 class _Going:
-    """A member under way. spent: its share of the group's seconds."""
+    """A member under way."""
 
     member: Member
     course: Course
-    spent: float = 0.0
     stopped: bool = False
 
 
@@ -110,10 +111,12 @@ def _is_over(one: _Going, began: float) -> bool:
     if one.course.left and not one.stopped:
         return False
     member, course = one.member, one.course
+    member.clock.enter(SETUP)
     if member.model_dir is not None and not one.stopped:
         write_model(course.engine, course.tokenizer, member.model_dir)
-    member.facts.update(train_s=one.spent, wall_s=time.perf_counter() - began)
+    member.facts.update(wall_s=time.perf_counter() - began)
     member.ended(not one.stopped)
+    member.clock.pause()
     return True
 
 
@@ -191,19 +194,21 @@ class _Group:
         """A step of every member, each from where it is."""
         if self.in_turns:  # what dropout draws depends on the batch's shape: one shared forward would draw otherwise
             for one in going:
-                since = time.perf_counter()
                 trial, course = one.member.trial, one.course
+                course.clock.enter(TRAIN)
                 rows, state = course.begin()
                 one.stopped = not course.end(*step(trial, course.engine, rows, self.pad, state))
-                one.spent += time.perf_counter() - since
+                course.clock.pause()
             return
         since = time.perf_counter()
         computed = self._step([one.course for one in going])
         shared = (time.perf_counter() - since) / len(going)
         for one, found in zip(going, computed, strict=True):
-            since = time.perf_counter()
+            clock = one.course.clock
+            clock.add(TRAIN, shared)
+            clock.enter(TRAIN)
             one.stopped = not one.course.end(*found)
-            one.spent += shared + time.perf_counter() - since
+            clock.pause()
 
     def _step(self, courses: Sequence[Course]) -> list[Computed]:
         """jobs.train.step for all of them."""

@@ -24,6 +24,7 @@ from jobs import engine as ds
 from jobs.backbone import add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
+from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
 from jobs.corpus import corpus
 from jobs.course import Course, KeepAnswers, Prepared, Report, yardsticks
 from jobs.data import Encoded, collate
@@ -58,6 +59,7 @@ def train(
     model_dir: Path | None = None,
     facts: dict[str, Any] | None = None,
     keep_answers: KeepAnswers | None = None,
+    clock: Clock | None = None,
 ) -> bool:
     """Run a trial, or measure its backbone where it has no objective. False where `report` ended it early.
 
@@ -66,8 +68,11 @@ def train(
     model_dir:   where the trained weights go, if they are wanted
     facts:       filled with what the record should say of the trial besides its rows
     keep_answers: called with the name of a set of problems and what was answered, on every rank
+    clock:       counts what the trial's seconds go into
     """
     facts = {} if facts is None else facts
+    clock = Clock() if clock is None else clock
+    clock.enter(SETUP)
     ds.ensure_process_group()
     seed_all(trial.seed)
     tokenizer = load_tokenizer(trial.backbone, root)
@@ -79,6 +84,7 @@ def train(
     known, eos = prepared.train, int(tokenizer.eos_token_id)
     if spec is None:
         with load() as model:
+            clock.enter(EVALUATE)
             row = probe(trial, root, lambda: nullcontext(model), known, pad, eos).row()
             row |= yardsticks(model, tokenizer, prepared, trial, keep_answers)
         report({"step": 0} | row, None, False)
@@ -95,14 +101,16 @@ def train(
         facts.update(objective_check=found, gate_at=gate_at(objective))
         if trial.execution.packing:
             facts.update(packing_check=check_packing(engine, prepared.train, pad))
-        course = Course(trial, engine, capability, tokenizer, prepared, report, keep_answers, resume_from)
-        while course.left:
+        course = Course(trial, engine, capability, tokenizer, prepared, report, keep_answers, resume_from, clock)
+        clock.enter(TRAIN)
+        go_on = True
+        while go_on and course.left:
             batch, state = course.begin()
-            if not course.end(*step(trial, engine, batch, pad, state)):
-                return False
-        if model_dir is not None:
+            go_on = course.end(*step(trial, engine, batch, pad, state))
+        clock.enter(SETUP)
+        if go_on and model_dir is not None:
             write_model(engine, tokenizer, model_dir)
-        return True
+        return go_on
 
 
 def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
 from jobs.checkpoint_writer import Parts
+from jobs.clock import Clock
 from jobs.course import Row, Save
 from jobs.engine import device
 from jobs.evaluate import Problem
@@ -91,27 +92,28 @@ class _Run:
         self.last: Row = {}
         self.broken_off = self.held = False
         self.writing: tuple[int, Parts] | None = None  # the checkpoint on its way to the disk, and its step
+        self.clock = Clock()
         if rank == 0:
             self.folder.create(self.trial)
             self.writer = RowWriter(self.folder)
+            self.clock = Clock(self.folder.seconds(), partial(board.now.remote, self.key))
         self.resume_from = self._newest_checkpoint()
         self.model_dir = self.folder.path / "model" if self.trial.train.keep_model else None
         self.facts: dict[str, Any] = {}
 
     def run(self) -> None:
-        started = time.perf_counter()
         complete = train(
-            self.trial, self.root, self.report, self.resume_from, self.model_dir, self.facts, self.keep_answers
-        )
-        self._settle()
-        self.facts["train_s"] = time.perf_counter() - started
+            self.trial, self.root, self.report, self.resume_from, self.model_dir, self.facts, self.keep_answers,
+            self.clock,
+        )  # fmt: skip
         self.end(complete)
 
     def member(self) -> Member:
         """Of a group, which trains it to its end."""
         return Member(
-            self.trial, self.report, self.end, self.resume_from, self.model_dir, self.keep_answers, self.facts
-        )
+            self.trial, self.report, self.end, self.resume_from, self.model_dir, self.keep_answers, self.facts,
+            self.clock,
+        )  # fmt: skip
 
     def end(self, complete: bool) -> None:
         """Its last word, if it is over for good."""
@@ -119,6 +121,8 @@ class _Run:
         memory = self._memory()
         if self.rank != 0:
             return
+        if not complete:
+            self.folder.write_seconds(self.clock.read())
         if "heldout/nll" in self.last:  # else it has not answered anything yet, which may take the most
             ray.get(self.board.measured.remote(self.key, _of_one_worker(memory)))
         if self.broken_off and not ray.get(self.board.gave_back.remote(self.key)):
@@ -135,7 +139,9 @@ class _Run:
             workers=dist.get_world_size(),
             resumed_from=resumed,
             micro_batch_size=micro_batch_size(self.trial),
+            evaluated_at_once=self.trial.evaluated_at_once,
             memory=memory,
+            **self.clock.read(),
             **by,
             **self.facts,
         )
@@ -205,6 +211,7 @@ class _Run:
         self.writing = None
         if self.rank == 0:
             self.folder.complete_checkpoint(step, KEEP_CHECKPOINTS)
+            self.folder.write_seconds(self.clock.read())
         self._tell_ray_train(step, self.folder.checkpoint_dir(step))
 
     def _tell_ray_train(self, step: int, target: Path) -> None:

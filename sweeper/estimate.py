@@ -20,6 +20,7 @@ from jobs.spec import BackboneSpec, LoraSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import load_task
 from jobs.zero import micro_batch_size, shards_weights, zero_stage
+from sweeper.results import taken
 from sweeper.store import Store
 
 CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokenizer has 1
@@ -145,7 +146,7 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
     buffers = live + (bucket if stage > 0 and trial.objective is not None else 0)
     rows = micro_batch_size(trial) * length
     head = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden * (trial.backbone.lora is None)
-    at_once = trial.evaluation.batch_size * trial.evaluation.samples
+    at_once = trial.evaluated_at_once * trial.evaluation.samples
     answer = (length if prompt is None else prompt) + trial.evaluation.max_new_tokens
     return Memory(
         weights, gradients, optimizer,
@@ -285,12 +286,12 @@ def _more_workers(trial: TrialSpec, micro: int) -> Iterator[int]:
 
 
 def measured_seconds(store: Store, trials: list[TrialSpec]) -> dict[tuple[str, str], float]:
-    """(backbone, task) -> median seconds of the trials of this plan that are finished already."""
+    """(backbone, task) -> median seconds of the trials of this plan that are finished already, set-up among them."""
     seen: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
         result = store.trial(trial.key).result() if trial.objective else None
         if result and result["status"] == "finished":
-            seen.setdefault((trial.backbone.name, trial.task.name), []).append(result["train_s"])
+            seen.setdefault((trial.backbone.name, trial.task.name), []).append(taken(result) or 0.0)
     return {cell: median(values) for cell, values in seen.items()}
 
 

@@ -16,7 +16,7 @@ from jobs.files import write_text
 from jobs.spec import Execution, TrialSpec
 from jobs.zero import micro_batch_size
 from sweeper.board import Place
-from sweeper.fitting import what_decides_memory
+from sweeper.fitting import what_decides_answers, what_decides_memory
 from sweeper.gpu_share import MOST, Measure, after_out_of_memory, parts, parts_of, share
 
 
@@ -89,10 +89,11 @@ def _measure(known: dict[str, Any]) -> Measure | None:
 
 def _digest(trial: TrialSpec) -> str:
     """Of all that decides how much memory is taken, in every phase."""
-    evaluation = trial.evaluation.model_dump(mode="json", exclude={"every", "seed", "base_temperatures"})
+    fewer = trial.execution.evaluate_at_once
     what = [
-        *what_decides_memory(trial), trial.task.identity(), trial.train.overlong, evaluation,
+        *what_decides_memory(trial), *what_decides_answers(trial),
         trial.objective is not None and [micro_batch_size(trial), trial.objective.needs_probe],
+        *([] if fewer is None else [fewer]),  # came after the first digests
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -19,12 +19,13 @@ from ray.util import placement_group_table, remove_placement_group
 from cluster.broker import HEARTBEAT_S, Share
 from cluster.connect import nodes
 from cluster.resources import Shape
+from jobs.clock import EVALUATE
 from jobs.process_group import LaneConfig
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
 from sweeper.board import Place, State
-from sweeper.fitting import fitting, is_out_of_memory, smaller
+from sweeper.fitting import fewer_answers, fitting, is_out_of_memory, smaller
 from sweeper.gpu_memory import larger_share, placed, remember
 from sweeper.gpu_share import Measure, in_words, parts_of
 from sweeper.grouping import regrouped
@@ -208,35 +209,45 @@ class LanePool:
         del self.lanes[name]
 
     def _make_room(self, name: str, shape: Shape) -> None:
-        """A lane has run out of memory: a smaller group; else a larger share of a GPU, else a smaller micro-batch."""
-        given = ray.get(self.board.running_in.remote(name))
-        if len(given) > 1:
-            half = len(given) // 2
-            alone = regrouped({key: TrialSpec.model_validate_json(spec) for key, spec in given.items()}, half)
-            for key in given:
-                TrialFolder(self.root / "trials" / key).add_failure(
-                    f"out of memory; again with {half} at most together"
-                )
-            self.say(f"{' and '.join(given)}: out of memory together; from now on {half} of them at once")
-            ray.get(self.board.try_again.remote(name, list(given), {}, {}, alone))
-            return
+        """A lane has run out of memory: a smaller group; else a larger share of a GPU, else fewer sequences at once."""
+        specs: dict[str, str] = ray.get(self.board.running_in.remote(name))
+        given = {key: TrialSpec.model_validate_json(spec) for key, spec in specs.items()}
         if not given:
             return
-        ((key, spec),) = given.items()
+        evaluating = EVALUATE in ray.get(self.board.phases_in.remote(name))
+        if len(given) > 1 and not evaluating:
+            half = len(given) // 2
+            alone = regrouped(given, half)
+            self._say_out_of_memory(list(given), f"{half} at most together", f"{half} of them at once")
+            ray.get(self.board.try_again.remote(name, list(given), {}, {}, alone))
+            return
         with self.lock:  # one lane at a time: two that fail together halve once
-            trial = TrialSpec.model_validate_json(spec)
+            trial = next(iter(given.values()))
             if (count := larger_share(trial, shape, self.root)) is not None:
                 again, now = in_words(count), f"a trial like it gets {in_words(count)}"
-            elif (less := smaller(trial, self.root)) is not None:
+            elif evaluating and (less := fewer_answers(trial, self.root)) is not None:
+                again = f"{less.evaluated_at_once} prompts at once"
+                now = f"a worker evaluates {again}, the draws stay"
+            elif not evaluating and (less := smaller(trial, self.root)) is not None:
                 again = f"{micro_batch_size(less)} sequences at once"
                 now = f"a worker takes {again}, the batch stays"
             else:
                 return
             specs, places = self._placed_again()
-            TrialFolder(self.root / "trials" / key).add_failure(f"out of memory; again with {again}")
-            self.say(f"{key}: out of memory; from now on {now}")
-            # alone, which is how this was learnt
-            ray.get(self.board.try_again.remote(name, [key], specs, places, dict.fromkeys(specs)))
+            self._say_out_of_memory(list(given), again, now, " in evaluation" if evaluating else "")
+            # what was learnt of training was learnt alone; evaluation is each one's own in a group, too
+            ray.get(
+                self.board.try_again.remote(
+                    name, list(given), specs, places, {} if evaluating else dict.fromkeys(specs)
+                )
+            )
+
+    def _say_out_of_memory(self, keys: list[str], again: str, now: str, where: str = "") -> None:
+        """To the record and to people."""
+        for key in keys:
+            TrialFolder(self.root / "trials" / key).add_failure(f"out of memory{where}; again with {again}")
+        together = " together" if len(keys) > 1 and not where else ""
+        self.say(f"{' and '.join(keys)}: out of memory{where}{together}; from now on {now}")
 
     def _placed_again(self) -> tuple[dict[str, str], dict[str, Place]]:
         """What is changed by what the storage knows now: specs, and places.

@@ -23,10 +23,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Runner:
-    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it has its last word, so it trains no more.
+    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it has its last word and trains no more.
 
-    That holds for what a race has stopped too, whatever is added to the cell later: its scores count at the rungs that it
-    came to, and no rung waits for it. Only to revive it takes a stop back.
+    That holds for what a race has stopped too, whatever is added to the cell later: its scores count at the rungs that
+    it came to, and no rung waits for it. Only to revive it takes a stop back.
     """
 
     key: str

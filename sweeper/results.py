@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.yardsticks import CAPABILITY, YARDSTICKS
@@ -20,14 +21,24 @@ def status_of(result: dict[str, Any] | None) -> str:
     return "unfinished" if result is None else str(result["status"])
 
 
+def taken(result: Mapping[str, Any]) -> float | None:
+    """Seconds of a trial in its workers, over all its legs; None where none is recorded.
+
+    Records of before setup_s was told apart have all of it, of the last leg, in train_s.
+    """
+    train = result.get("train_s")
+    return None if train is None else float(train + result.get("setup_s", 0.0))
+
+
 def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> pd.DataFrame:
     """One row a trial, in plan order; the measure of a backbone that is trained in several ways, one row for each.
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
     (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, stopped_by
-    (race, scheduler, hand), error, steps, train_s, mlflow_run_id, train_cut and train_dropped (examples longer than
-    max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p
-    on the training set, Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick> for the backbone.
+    (race, scheduler, hand), error, steps, setup_s and train_s (jobs/clock.py), mlflow_run_id, train_cut and
+    train_dropped (examples longer than max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py),
+    base_mean_p (the backbone's mean p on the training set, Eq. 5), every yardstick at the trial's last evaluation, and
+    base/<yardstick> for the backbone.
     """
     import pandas as pd
 
@@ -62,6 +73,7 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "stopped_by": (result or {}).get("by"),
                 "error": (result or {}).get("error"),
                 "steps": final.get("step", 0),
+                "setup_s": (result or {}).get("setup_s"),
                 "train_s": (result or {}).get("train_s"),
                 "mlflow_run_id": (run_ids or {}).get(key),
                 "train_cut": final.get("data/train_cut"),

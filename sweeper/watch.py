@@ -17,7 +17,7 @@ from jobs.yardsticks import PRIMARY
 from sweeper.control import driver
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed
-from sweeper.results import status_of
+from sweeper.results import status_of, taken
 from sweeper.store import Store
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Watcher:
         took = {
             group: fmean(times)
             for group, keys in groups.items()
-            if (times := [r["train_s"] for k in keys if (r := self.results.get(k, {})).get("train_s") is not None])
+            if (times := [s for k in keys if (s := taken(self.results.get(k, {}))) is not None])
         }
         if not took or not running:
             return None

@@ -88,5 +88,6 @@ def test_sweep_wall_tells_training_from_the_rest(tmp_path: Path) -> None:
     result = run("sweep_wall.py", str(spec), "--prepared", "--set", "grid.backbone.0.pretrain_steps=0")
     assert result["trials"] == 3
     assert result["ratio"] > 1
-    parts = result["ideal_s"] + result["before_s"] + result["between_s"] + result["after_s"]
+    assert result["setup_s"] > 0
+    parts = sum(result[f"{name}_s"] for name in ("ideal", "before", "setup", "between", "after"))
     assert parts == pytest.approx(result["wall_s"])

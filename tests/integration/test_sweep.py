@@ -213,6 +213,7 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     assert all(result["by"] == "race" and result["step"] in (10, 20) for result in stopped.values())
     assert all(result["status"] == "finished" for key, result in results().items() if "_nll_" in key)
     for key, result in stopped.items():
+        assert result["train_s"] > 0
         assert [path.name for path in store.trial(key).checkpoints()] == [f"step-{result['step']:08d}"]
     states = {run.data.tags["sweeper.key"]: run.info.status for run in runs_of(storage, "race")}
     assert all(states[key] == ("KILLED" if key in stopped else "FINISHED") for key in states)
@@ -232,6 +233,7 @@ def test_a_race_stops_what_is_behind_and_revive_brings_it_to_its_end(storage: Pa
     assert {key: result["status"] for key, result in results().items()} == dict.fromkeys(results(), "finished")
     # taken up where it was stopped, not begun anew; it may have been held once more on the way
     assert all(results()[key]["resumed_from"] >= result["step"] for key, result in stopped.items())
+    assert all(results()[key]["train_s"] > result["train_s"] for key, result in stopped.items())  # of all legs
     plain = write_spec(tmp_path, name="plain", grid=grid, evaluation=evaluation)
     calm = tmp_path / "calm"
     calm.mkdir()
@@ -255,17 +257,23 @@ HUNGRY = Objective("hungry", loss, "-log p", "a test")
 """
 
 
+def install(folder: Path, module: str, text: str, *objectives: str) -> dict[str, str]:
+    """A package with objectives of its own, installed for who has this environment."""
+    (folder / f"{module}.py").write_text(text)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    points = "".join(f"{name} = {module}:{name.upper()}\n" for name in objectives)
+    (info / "entry_points.txt").write_text(f"[objective_continuum.objectives]\n{points}")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
 def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(storage: Path, tmp_path: Path) -> None:
     """NLL as an objective of an installed package whose memory grows with the tokens at once; 32 x 4 are too many."""
-    (tmp_path / "hungry.py").write_text(HUNGRY)
-    info = tmp_path / "hungry-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hungry\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[objective_continuum.objectives]\nhungry = hungry:HUNGRY\n")
+    env = install(tmp_path, "hungry", HUNGRY, "hungry")
     spec = write_spec(tmp_path, name="memory", grid=GRID | {"objective": ["nll", "hungry"], "backbone": [
         {"builtin": "char-llama", "pretrain_steps": 60}], "seed": [1]})  # fmt: skip
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = sweeper("run", spec, storage=storage, env={"PYTHONPATH": path})
+    done = sweeper("run", spec, storage=storage, env=env)
     assert done.returncode == 0, done.stderr
     assert "out of memory; from now on a worker takes 16 sequences at once" in done.stdout
     store = Store(storage)
@@ -275,6 +283,89 @@ def test_running_out_of_memory_halves_the_micro_batch_and_loses_nothing(storage:
     assert any("again with 16 sequences at once" in failure["error"] for failure in hungry.failures())
     for name in ("heldout/nll", "train/nll", "train/grad_norm"):
         assert hungry.rows()[-1][name] == pytest.approx(nll.rows()[-1][name], rel=1e-4)
+
+
+WORDY = """
+import torch
+from jobs.objectives import Objective
+
+def loss(t):
+    return -t.logp
+
+def has_room_for_few():
+    from jobs import evaluate
+    generate = evaluate.generate
+
+    def few(model, tokenizer, prompts, longest, samples, *more):
+        if len(prompts) * max(samples, 1) > 64:
+            torch.empty(1 << 60)  # more than any machine has
+        return generate(model, tokenizer, prompts, longest, samples, *more)
+
+    evaluate.generate = few
+
+if torch.distributed.is_initialized():  # in the worker that trains by this objective
+    has_room_for_few()
+WORDY = Objective("wordy", loss, "-log p", "a test")
+"""
+
+
+def test_running_out_of_memory_in_evaluation_halves_that_and_changes_nothing(storage: Path, tmp_path: Path) -> None:
+    """NLL as an objective of an installed package that has room for 64 answers at once, where 64 x 2 are asked for."""
+    env = install(tmp_path, "wordy", WORDY, "wordy")
+    spec = write_spec(tmp_path, name="answers", grid=GRID | {"objective": ["nll", "wordy"], "backbone": [
+        {"builtin": "char-llama", "pretrain_steps": 60}], "seed": [1]})  # fmt: skip
+    done = sweeper("run", spec, storage=storage, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory in evaluation; from now on a worker evaluates 32 prompts at once" in done.stdout
+    store = Store(storage)
+    found = {n: next((storage / "trials").glob(f"*_{n}_*")).name for n in ("nll", "wordy")}
+    nll, wordy = (store.trial(found[name]) for name in ("nll", "wordy"))
+    result = wordy.result() or {}
+    assert (result["evaluated_at_once"], result["micro_batch_size"]) == (32, 32)
+    assert not (storage / "micro_batches").exists()
+    assert len(wordy.failures()) == 1
+    (file,) = (nll.path / "answers").iterdir()
+    texts = [[p["texts"] for p in f.answers(file.name.removesuffix(".jsonl.gz"))] for f in (nll, wordy)]
+    assert texts[0] == texts[1]
+
+
+KEEPER = """
+import os, pathlib, torch
+from jobs.objectives import Objective
+
+HERE, KEPT = pathlib.Path(__file__).parent, []
+
+def seen(name):
+    if torch.distributed.is_initialized():  # not where the report draws it
+        with (HERE / name).open("a") as file:
+            print(os.getpid(), file=file)
+
+def calm(t):
+    seen("calm")
+    return -t.logp
+
+def keeper(t):
+    seen("keeper")
+    if torch.distributed.is_initialized() and not KEPT:
+        KEPT.append(torch.ones(3 << 27))  # 1.5 GiB, once a process
+    return -t.logp
+
+CALM = Objective("calm", calm, "-log p", "a test")
+KEEPER = Objective("keeper", keeper, "-log p", "a test")
+"""
+
+
+def test_a_lane_whose_trial_keeps_memory_is_replaced(storage: Path, tmp_path: Path) -> None:
+    env = install(tmp_path, "keeper", KEEPER, "calm", "keeper")
+    train = {"lr": 1e-3, "batch_size": 32, "steps": 2, "max_length": 32}
+    spec = write_spec(tmp_path, name="kept", grid=GRID | {"objective": ["calm", "keeper"], "backbone": [
+        {"builtin": "char-llama", "pretrain_steps": 60}]}, train=train)  # fmt: skip
+    done = sweeper("run", spec, storage=storage, env=env)
+    assert done.returncode == 0, done.stderr
+    calm, keeper = (list(dict.fromkeys((tmp_path / name).read_text().split())) for name in ("calm", "keeper"))
+    assert len(calm) == 1  # both seeds in one process,
+    assert keeper[0] == calm[0]  # in which comes the first one that keeps something;
+    assert len(keeper) == 2  # the next one gets a new lane
 
 
 def measured(store: Store, key: str) -> list[dict[str, float]]:

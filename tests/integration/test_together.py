@@ -133,7 +133,8 @@ def test_a_group_reaches_what_each_trial_reaches_alone_also_resumed_both_ways(ba
     rest = alone(specs[1], backbones, tmp_path / "rest", resume=tmp_path / "together-1" / "checkpoint")
     rest.rows[:0] = kept[1].rows
     assert_equal(rest, solo[1])
-    times = [member.facts["train_s"] for member in members]
+    times = [sum(member.clock.read().values()) for member in members]
+    assert all(member.clock.read()["setup_s"] > 0 for member in members)
     assert all(0 < spent < member.facts["wall_s"] for spent, member in zip(times, members, strict=True))
     assert sum(times) == pytest.approx(max(member.facts["wall_s"] for member in members), rel=0.1)  # each second once
     assert {member.facts["together"] for member in members} == {len(specs)}

@@ -7,7 +7,7 @@ import torch
 
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
-from sweeper.fitting import fitting, is_out_of_memory, smaller
+from sweeper.fitting import fewer_answers, fitting, is_out_of_memory, smaller
 
 from .test_settings import trial
 
@@ -59,3 +59,30 @@ def test_two_that_fail_together_halve_once(tmp_path: Path) -> None:
 )
 def test_what_halving_would_change_is_not_halved(tmp_path: Path, changed: dict[str, object]) -> None:
     assert smaller(other(trial(batch_size=8), **changed), tmp_path) is None
+
+
+def test_evaluation_is_halved_apart_from_training_for_its_own_task_and_the_key_stays(tmp_path: Path) -> None:
+    spec = other(trial(batch_size=8), evaluation={"batch_size": 12})
+    less = fewer_answers(spec, tmp_path)
+    assert less is not None
+    assert (less.evaluated_at_once, micro_batch_size(less), less.key) == (6, 8, spec.key)
+    assert less.evaluation == spec.evaluation
+    same = [other(spec, seed=5), other(spec, objective={"name": "one-minus-p"}), other(spec, objective=None)]
+    assert [fitting(one, tmp_path).evaluated_at_once for one in same] == [6, 6, 6]
+    unlike = [other(spec, task={"builtin": "cipher"}), other(spec, evaluation={"batch_size": 12, "samples": 1})]
+    assert [fitting(one, tmp_path) for one in unlike] == unlike
+    assert fewer_answers(other(spec, seed=2), tmp_path) == other(less, seed=2)  # two that fail together halve once
+    trained = smaller(less, tmp_path)
+    assert trained is not None
+    assert fitting(spec, tmp_path) == trained  # both are known
+    sizes = []
+    while (less := fewer_answers(less, tmp_path)) is not None:
+        sizes.append(less.evaluated_at_once)
+    assert sizes == [3, 1]
+    assert fewer_answers(other(spec, evaluation={"engine": "vllm"}), tmp_path) is None
+
+
+def test_what_is_remembered_is_found_under_the_names_of_before(tmp_path: Path) -> None:
+    """A field that came later may not make a storage forget."""
+    smaller(trial(batch_size=8), tmp_path)
+    assert [file.name for file in (tmp_path / "micro_batches").iterdir()] == ["f1157329da812b91.json"]

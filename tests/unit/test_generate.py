@@ -14,12 +14,14 @@ from jobs.spec import EvalSpec, TrialSpec
 PROMPTS = ("12+34=", "r417=", "1", "cabj=380714")
 
 
-def answers(model: Any, cache: str, samples: int, temperature: float = 1.0, seed: int = 7) -> list[Answer]:
+def answers(
+    model: Any, cache: str, samples: int, temperature: float = 1.0, seed: int = 7, **execution: Any
+) -> list[Answer]:
     trial = TrialSpec.model_validate(
         {
             "backbone": {"builtin": "char-llama", "pretrain_steps": 0}, "task": {"builtin": "addition"},
             "objective": None, "seed": 0, "train": {"lr": 1e-3, "steps": 1}, "evaluation": {"max_new_tokens": 12},
-            "execution": {"cache": cache},
+            "execution": {"cache": cache} | execution,
         }
     )  # fmt: skip
     ensure_process_group()
@@ -67,3 +69,14 @@ def test_a_low_temperature_sharpens_towards_greedy(model: Any) -> None:
 def test_what_came_later_is_in_a_key_only_where_it_is_used() -> None:
     assert EvalSpec(engine="vllm").identity() == EvalSpec().identity() | {"engine": "vllm"}
     assert "engine" not in EvalSpec().identity()
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_fewer_at_once_draw_what_the_whole_batch_draws(model: Any, samples: int, at_once: int) -> None:
+    """Also where a part is at its end before the others, and where the last part is short."""
+    whole = answers(model, "dynamic", samples)
+    assert answers(model, "dynamic", samples, evaluate_at_once=at_once) == whole
+    hotter = answers(model, "dynamic", 3, 2.0, evaluate_at_once=at_once)
+    assert hotter == answers(model, "dynamic", 3, 2.0)
+    assert hotter != answers(model, "dynamic", 3, 2.0, seed=8, evaluate_at_once=at_once)

@@ -1,10 +1,13 @@
 """A trial's folder survives kills: torn rows, half checkpoints, repeated steps."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
 from jobs.record import RowWriter, TrialFolder
+from sweeper.results import taken
 from sweeper.store import Store, StoreError
 
 
@@ -86,3 +89,38 @@ def test_a_trial_that_has_its_last_word_is_not_stopped_by_hand(tmp_path: Path) -
     trial.finish("finished", step=30)
     trial.stop_by_hand()  # asked for a moment before that
     assert (trial.result() or {})["status"] == "finished"
+
+
+def test_seconds_of_all_legs_are_in_the_last_word_whoever_says_it(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    assert trial.seconds() == {}
+    told: list[str] = []
+    for leg in (1, 2):  # held at a rung, then stopped there by a race
+        clock = Clock(trial.seconds(), told.append)
+        clock.add(SETUP, 2.0)
+        clock.add(TRAIN, 10.0)
+        clock.add(EVALUATE, 1.0)
+        trial.write_seconds(clock.read())
+        assert trial.seconds() == {"setup_s": 2.0 * leg, "train_s": 11.0 * leg}
+    trial.finish("stopped", by="race", step=20)
+    assert taken(trial.result() or {}) == 26.0
+    assert taken({"train_s": 5.0}) == 5.0  # a record of before
+    assert taken({}) is None
+
+
+def test_a_clock_counts_while_it_runs_and_tells_each_phase_once() -> None:
+    told: list[str] = []
+    clock = Clock(tell=told.append)
+    for phase in (SETUP, TRAIN, TRAIN, EVALUATE, TRAIN):
+        clock.enter(phase)
+        time.sleep(0.002)
+        clock.read()  # goes on
+        time.sleep(0.002)
+    clock.pause()
+    found = clock.read()
+    time.sleep(0.01)
+    assert clock.read() == found
+    assert found["train_s"] >= 4 * 0.004
+    assert 0.004 <= found["setup_s"] < found["train_s"]
+    clock.enter(TRAIN)  # after a pause: nothing new
+    assert told == [SETUP, TRAIN, EVALUATE, TRAIN]
