@@ -12,11 +12,13 @@ import torch
 compile_before = torch.compile
 deepspeed = import_deepspeed()
 comm = sys.modules["deepspeed.comm.torch"]
+from pathlib import Path
 print(json.dumps({
     "mlflow": "mlflow" in sys.modules,
     "inductor": "torch._inductor.compile_fx" in sys.modules,
     "compile": torch.compile is compile_before,
     "built": comm.build_shm_op(),
+    "builds": "def build_shm_op(" in Path(comm.__file__).read_text(),
     "version": deepspeed.__version__,
 }))
 """
@@ -32,6 +34,7 @@ def test_lean_import_loads_neither_mlflow_nor_inductor_and_builds_nothing() -> N
     seen = last_line(CODE)
     assert seen["version"].startswith("0.19.")  # another series: look at every patch again
     assert (seen["mlflow"], seen["inductor"], seen["compile"], seen["built"]) == (False, False, True, None)
+    assert seen["builds"], "what is patched away is there no more, under this name"
 
 
 def test_the_plain_import_still_loads_mlflow() -> None:

@@ -1,11 +1,14 @@
 """What ended a lane: a death, which is worth another try, or something raised, which would be raised again."""
 
+from pathlib import Path
+
 import pytest
 import ray
-from ray.train import WorkerGroupError
+from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from sweeper.lanes import _reason, is_death
+from sweeper.lanes import UNUSED, LaneTrainer, _reason, is_death, serve
 
 DEATH = WorkerHealthCheckFailedError("worker 1", ray.exceptions.RayActorError())
 GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
@@ -28,3 +31,16 @@ def test_one_death_among_the_workers_is_the_reason_for_all() -> None:
     text, died = _reason(WorkerGroupError("one failed", {0: ValueError("no such layer")}))
     assert not died
     assert "no such layer" in text
+
+
+def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path) -> None:
+    """Another Ray may rename it, and then start its processes again."""
+    trainer = LaneTrainer(
+        serve,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="lane", storage_path=str(tmp_path)),
+    )
+    upstream = {type(callback).__name__ for callback in DataParallelTrainer._create_default_callbacks(trainer)}
+    ours = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+    assert upstream - ours == UNUSED
+    assert ours
