@@ -242,7 +242,7 @@ class Board:
         together: Counter[tuple[Kin, Any]] = Counter()
         waits = set[str]()
         for key, place in self.places.items():
-            if key in self.ended or place.unmeasured in waits:
+            if key not in self.round or key in self.ended or place.unmeasured in waits:
                 continue
             if key in self.kin:
                 together[self.kin[key], place.shape] += 1

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 
-from sweeper.store import Store, StoreError
+from sweeper.store import Claims, Store, StoreError
 
 POLL_S = 0.2
 REQUESTS = "stop"  # a file here is a trial to stop
@@ -59,8 +59,12 @@ def stop_trial(store: Store, sweep: str, trial: str) -> str:
     request.touch()
     while folder.result() is None:
         if driver(store, sweep) is None:  # nobody hears: it is ours to record
-            folder.create(store.trials(sweep)[key])
-            folder.stop_by_hand()
+            with Claims(store.root) as claims:
+                if not claims.take(key):
+                    request.unlink(missing_ok=True)
+                    raise StoreError(f"trial '{key}' is under way in another sweep; stop it there")
+                folder.create(store.trials(sweep)[key])
+                folder.stop_by_hand()
         time.sleep(POLL_S)
     request.unlink(missing_ok=True)
     return key

@@ -21,7 +21,8 @@ class Progress:
         self.first_end = 0.0
         print(f"{plan.spec.settings.name}: {len(self.trials)} trials, {done} done before", flush=True)
 
-    def ended(self, key: str, status: str, result: dict[str, Any]) -> None:
+    def ended(self, key: str, status: str, result: dict[str, Any], elsewhere: str = "") -> None:
+        """elsewhere: which other sweep has recorded it."""
         self.done += 1
         self.first_end = self.first_end or time.monotonic()
         trial = self.trials[key]
@@ -29,12 +30,13 @@ class Progress:
         if trial.objective is not None:
             who += f" · seed {trial.seed}"
         if status == "failed":
-            score = "FAILED: " + str(result.get("error", "")).strip().splitlines()[-1][:300]
+            score = "FAILED: " + (str(result.get("error", "")).strip().splitlines() or [""])[-1][:300]
         else:
             sampled, greedy = (result.get(f"task/accuracy_{how}", math.nan) for how in ("sampled", "greedy"))
             score = "" if math.isnan(sampled) else f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}"
             if status == "stopped":
                 score = f"stopped at step {result.get('step', 0):g}" + (f", {score}" if score else "")
+        score += f", recorded by {elsewhere}" if elsewhere else ""
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
         cut = result.get("data/train_cut") or 0
         if cut > 0 and trial.objective is None:  # once a backbone and task: they are the same for all its trials

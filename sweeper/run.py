@@ -25,8 +25,9 @@ from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
 from sweeper.results import status_of
+from sweeper.shared import Shared
 from sweeper.spec import SpecError
-from sweeper.store import Store
+from sweeper.store import Claims, Store
 from sweeper.tracking import TrackingThread
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
 def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path) -> int:
     """Train what is not finished yet. Returns the number of trials that failed or did not end."""
     name = plan.spec.settings.name
-    with store.lock(name):
+    with store.lock(name), Claims(store.root) as claims:
         pending = pending_trials(store, plan)
         read = check_inputs(pending, store.root)
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
@@ -54,7 +55,7 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         with TrackingThread(store, name, uri) as tracking:
             if pending:
                 with connected(address):
-                    _tune(plan, pending, store, say, address, read)
+                    _tune(plan, pending, store, say, address, read, claims)
         if tracking.error is not None:
             print(
                 f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
@@ -113,7 +114,9 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
         made[backbone, task].check_positions(backbone.name, positions_of(backbone, root), longest)
 
 
-def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None, read: Reader) -> None:
+def _tune(
+    plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None, read: Reader, claims: Claims
+) -> None:
     import ray
     from ray import tune
 
@@ -125,6 +128,13 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     from sweeper.scheduler import make_scheduler
 
     settings = plan.spec.settings
+
+    def ended_elsewhere(key: str, names: str) -> None:
+        result, rows = store.trial(key).result() or {}, store.trial(key).rows()
+        row = (rows[-1] if rows else {}) | {"error": result.get("error", "")}
+        say.ended(key, status_of(result), row, names)
+
+    shared = Shared(store, settings.name, claims, [t.key for t in pending], ended_elsewhere, say.line)
     scheduler = make_scheduler(plan, store)
     trials = {trial.key: fitting(trial, store.root) for trial in pending}
     places = {key: placed(trial, store.root) for key, trial in trials.items()}
@@ -136,20 +146,19 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
         specs, places, scheduler is not None, None if settings.lanes else 1, kin
     )
+    ray.get(board.hold.remote(dict.fromkeys(shared.mine)))  # for the others no lanes
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
         board, trials, places, store.root, settings.name, share, settings.concurrency,
-        partial(control.stop_requests, store, settings.name), say.line,
+        partial(_stop_requests, store, settings.name, shared, say), say.line,
     ):  # fmt: skip
         prepare(pending, store.root, read)  # while the lanes come up
-        for trial in pending:
-            store.trial(trial.key).reopen()
         cell = tune.with_resources(
             tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
             {"cpu": 0, **HEAD},  # waits, computes nothing; a bundle may not be empty
         )
         with watch.beside(store, settings.name):
-            for round_ in _rounds(plan, store, list(specs), say):
+            for round_ in _rounds(plan, store, list(specs), say, shared):
                 keys = in_order(list(round_), kin)
                 ray.get(board.hold.remote(round_))
                 tune.Tuner(
@@ -173,7 +182,19 @@ def _tune(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, add
                 shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
 
 
-def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterator[dict[str, int | None]]:
+def _stop_requests(store: Store, sweep: str, shared: Shared, say: Progress) -> list[str]:
+    """Keys of trials that somebody wants stopped and that are this driver's."""
+    asked = control.stop_requests(store, sweep)
+    mine = [key for key in asked if shared.take(key)]
+    for key in asked:
+        if key in shared.theirs:
+            say.line(f"{key} is under way in {shared.names}; stop it there")
+    return mine
+
+
+def _rounds(
+    plan: Plan, store: Store, keys: list[str], say: Progress, shared: Shared
+) -> Iterator[dict[str, int | None]]:
     """What to train next, each trial to its end or to the step at which it is held: one round, or as a race goes.
 
     keys: what is to do; every round is in their order. Between rounds the race's losers get their last word. All is
@@ -181,28 +202,39 @@ def _rounds(plan: Plan, store: Store, keys: list[str], say: Progress) -> Iterato
     """
     spec = plan.spec.settings.scheduler
     if spec.name != "race":
-        yield dict.fromkeys(keys)
+        left = keys
+        while left:
+            if able := [key for key in left if shared.take(key)]:
+                yield dict.fromkeys(able)
+            else:
+                shared.wait()
+            still = set(shared.left())
+            left = [key for key in left if key in still]
         return
     from sweeper.scheduler import cells_of
 
     tried: dict[str, int | None] = {}
     first: dict[str, int | None] = dict.fromkeys(t.key for t in plan.trials if t.objective is None and t.key in keys)
     while True:
-        todo = first
+        todo, others = first, shared.left()
         for runners in cells_of(plan, store).values():
             found = standing(runners, spec.grace_steps, spec.reduction_factor, spec.confidence)
             for key, rung in found.stop.items():
-                if store.trial(key).result() is None:
+                if shared.take(key) and store.trial(key).result() is None:
                     store.trial(key).finish("stopped", by="race", step=rung)
                     say.ended(key, "stopped", {"step": rung})
             todo |= found.run
         # a trial that did not come to where it was sent has no worker any more (the sweep is being stopped)
         todo = {key: todo[key] for key in keys if key in todo and (key not in tried or tried[key] != todo[key])}
-        if not todo:
+        mine = {key: to for key, to in todo.items() if shared.take(key)}
+        if mine:
+            yield mine
+        elif others:  # to come to a rung, or to their end
+            shared.wait()
+        else:
             return
-        yield todo
-        tried |= todo
-        first = {}
+        tried |= mine
+        first = {key: None for key in first if key not in mine}
 
 
 def _most_lanes(shapes: set[Shape], most: int, grows: bool) -> int:

@@ -3,6 +3,7 @@
 <root>/trials/<key>/      one trial (jobs/record.py)
 <root>/sweeps/<name>/     sweep.yaml, plan.json, driver.lock, report/
 <root>/backbones/         prepared backbones (jobs/pretrain.py, jobs/backbone.py)
+<root>/claims.lock        which trials a driver trains just now
 <root>/mlflow.db          the default MLflow store, artifacts beside it
 """
 
@@ -85,3 +86,29 @@ class Store:
             held.write(f"process {os.getpid()} on {socket.gethostname()}")
             held.flush()
             yield
+
+
+class Claims:
+    """Which trials this process may train and end; no other on this storage does meanwhile.
+
+    <root>/claims.lock has a byte for each trial, which is locked. Like a sweep's own lock these go with the process.
+    Only one object a process: to close the file frees all that the process holds.
+    """
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.file = (root / "claims.lock").open("a+")
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def take(self, key: str) -> bool:
+        """Whether the trial is this process' from now on, or was before."""
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key.rpartition("_")[2], 16))
+        except (BlockingIOError, PermissionError):  # a system says one or the other
+            return False
+        return True

@@ -22,9 +22,9 @@ EVERY_ROW = list(range(5, STEPS + 1, 5))
 TRAIN = {"lr": 1e-3, "batch_size": 32, "steps": STEPS, "max_length": 32, "checkpoint_every": 20, "log_every": 5}
 
 
-def start(spec: Path, storage: Path) -> subprocess.Popen[str]:
+def start(spec: Path, storage: Path, log_name: str = "driver.log") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sweeper", "run", str(spec), "--storage", str(storage)]
-    with (storage / "driver.log").open("a") as log:
+    with (storage / log_name).open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, text=True)
 
 

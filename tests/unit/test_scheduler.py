@@ -13,8 +13,9 @@ from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress
 from sweeper.run import _rounds, pending_trials
 from sweeper.scheduler import WithinCells, cells_of, make_scheduler
+from sweeper.shared import Shared
 from sweeper.spec import parse_sweep
-from sweeper.store import Store
+from sweeper.store import Claims, Store
 
 STEPS = 40
 SPEC = """
@@ -49,11 +50,14 @@ def write(store: Store, plan: Plan, key: str, scores: Mapping[str, float], to: i
 def race(store: Store, plan: Plan, scores: Mapping[str, float]) -> list[list[str]]:
     """The race of a sweep whose trials are instant: the keys of its rounds. Fails if it does not end."""
     keys, rounds = [t.key for t in pending_trials(store, plan)], []
-    for round_ in _rounds(plan, store, keys, Progress(plan, 0)):
-        assert len(rounds) < 20
-        rounds.append(list(round_))
-        for key, to in round_.items():
-            write(store, plan, key, scores, to)
+    say = Progress(plan, 0)
+    with Claims(store.root) as claims:
+        shared = Shared(store, "race", claims, keys, say.ended, say.line)
+        for round_ in _rounds(plan, store, keys, say, shared):
+            assert len(rounds) < 20
+            rounds.append(list(round_))
+            for key, to in round_.items():
+                write(store, plan, key, scores, to)
     return rounds
 
 
