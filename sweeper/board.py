@@ -168,6 +168,7 @@ class Board:
                 for one in group:
                     self.posted.remove(one)
                     self.runs[one] = lane
+                    self.phases.pop(one, None)
                 jobs.append(group)
                 return True
         return False

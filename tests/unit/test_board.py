@@ -389,3 +389,20 @@ def test_what_was_stopped_by_hand_is_not_tried_again_when_its_lane_fails_first(m
         assert (await b.state()).left == {"small": 2}  # b and z
 
     run(scene())
+
+
+def test_what_ran_out_of_memory_is_asked_for_its_phase_and_a_new_attempt_begins_without_one() -> None:
+    async def scene() -> None:
+        b = family(most=2, keys="ab")
+        for key in "ab":
+            await b.post(key)
+        await b.next_jobs("lane", 0)
+        await b.now("a", "train")
+        await b.now("b", "evaluate")
+        assert await b.phases_in("lane") == {"train", "evaluate"}
+        await b.try_again("lane", ["a", "b"], {}, {}, {})
+        assert await b.phases_in("lane") == set()
+        assert await keys_of(b, "other", 0) == ["a", "b"]
+        assert await b.phases_in("other") == set()
+
+    run(scene())
