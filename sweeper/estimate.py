@@ -240,11 +240,10 @@ def _smaller(trial: TrialSpec) -> Iterator[tuple[str, TrialSpec]]:
             }
         )
 
-    batch = trial.evaluation.batch_size
-    while batch > 1:
-        batch //= 4
-        fewer = trial.evaluation.model_copy(update={"batch_size": max(1, batch)})
-        yield f"evaluation.batch_size: {max(1, batch)}", trial.model_copy(update={"evaluation": fewer})
+    at_once = trial.evaluated_at_once
+    while at_once > 1:
+        at_once = max(1, at_once // 4)
+        yield f"execution.evaluate_at_once: {at_once}", changed({}, {"evaluate_at_once": at_once})
     if trial.objective is None:
         if trial.execution.workers > 1 and trial.train.zero_stage < 3:
             yield "train.zero_stage: 3", changed({"zero_stage": 3}, {})

@@ -172,7 +172,7 @@ def test_answers_take_what_their_keys_and_values_take() -> None:
     reason = too_large(spec, Path())
     assert reason is not None
     assert "(mostly answers)" in reason
-    assert "fits with evaluation.batch_size: " in reason
+    assert "fits with execution.evaluate_at_once: " in reason  # which leaves the draws as they are
 
 
 def test_an_untrained_backbone_is_in_fp32_and_sharded_where_training_shards_it() -> None:
