@@ -112,6 +112,37 @@ def test_same_data_elsewhere_is_the_same_trial(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("kind", ["train", "heldout"])
+def test_any_changed_byte_of_a_data_file_is_another_trial(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Training and held-out file alike, also where the rows would read the same; files that only swap parts, too."""
+    text = (BASE % "[nll]").replace("{builtin: addition}", f"{{path: train{suffix}, heldout_path: heldout{suffix}}}")
+    files = {name: tmp_path / f"{name}{suffix}" for name in ("train", "heldout")}
+    for name, file in files.items():
+        file.write_bytes(f"{name} bytes that plan only hashes".encode())
+
+    def key() -> str:
+        return make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True).trials[-1].key
+
+    first, whole = key(), files[kind].read_bytes()
+    assert key() == first
+    found = {first}
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        files[kind].write_bytes(changed)
+        found.add(key())
+    files[kind].write_bytes(whole + b"\n")
+    found.add(key())
+    assert len(found) == 5
+    files[kind].write_bytes(whole)
+    assert key() == first
+    train, heldout = (file.read_bytes() for file in files.values())
+    files["train"].write_bytes(heldout)
+    files["heldout"].write_bytes(train)
+    assert key() not in found
+
+
 def test_a_model_directory_is_named_by_its_files(tmp_path: Path) -> None:
     text = (BASE % "[nll]").replace("{builtin: char-llama, pretrain_steps: [0, 10]}", "{path: model}")
     (tmp_path / "model").mkdir()
