@@ -10,6 +10,7 @@ import pytest
 
 from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
+from sweeper.estimate import memory_of, model_shape
 from sweeper.plan import Plan, make_plan
 from sweeper.spec import SpecError, load_sweep, parse_sweep
 from sweeper.store import Store
@@ -81,6 +82,22 @@ def test_key_changes_with_whatever_changes_the_result() -> None:
 def test_keys_never_change_by_accident() -> None:
     """Recorded results are found by these names: if this fails, raise KEY_VERSION knowingly."""
     assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_e600681b27f1"
+
+
+def test_attention_is_an_axis_and_what_names_none_keeps_its_key() -> None:
+    """Each its own trials and measure; eager's scores are in its memory. Of execution it stays out of the key."""
+    before = plan("[nll]")
+    text = (BASE % "[nll]").replace("pretrain_steps: [0, 10]", "pretrain_steps: 10, attention: [null, eager, sdpa]")
+    made = make_plan(parse_sweep(text, "t.yaml"), ROOT)
+    names = ["char-llama-10", "char-llama-10-eager", "char-llama-10-sdpa"]
+    assert [(t.backbone.name, t.objective is None) for t in made.trials] == [
+        *((name, True) for name in names), *((name, False) for name in names)
+    ]  # fmt: skip
+    assert len({t.key for t in made.trials}) == 6
+    assert {t.key for t in made.trials} & {t.key for t in before.trials} == {made.trials[0].key, made.trials[3].key}
+    assert [t.key for t in plan("[nll]", "execution: {attention: eager}\n").trials] == [t.key for t in before.trials]
+    plain, eager, sdpa = (memory_of(t, model_shape(t.backbone, ROOT), 512).activations for t in made.trials[3:])
+    assert eager > sdpa == plain
 
 
 def test_an_override_gives_chosen_cells_more_workers_under_the_same_key() -> None:
