@@ -166,8 +166,9 @@ def load_backbone(
     hf = import_transformers()
     source, options = _source(backbone, root)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if execution is not None and execution.attention is not None:
-        options["attn_implementation"] = execution.attention
+    attention = backbone.attention or (execution.attention if execution is not None else None)
+    if attention is not None:
+        options["attn_implementation"] = attention
     try:
         model = hf.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
     except (OSError, ValueError, ImportError) as error:

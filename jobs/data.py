@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.sources import TaskError
+from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.tasks import Example
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """
     if tokenizer.chat_template is None:
         if example.messages:
-            raise TaskError(
-                "the examples are chats and the tokenizer has no chat template; "
-                "give the backbone a chat_template, or the task prompt and response fields"
-            )
+            raise TaskError(NO_TEMPLATE)
         return example.prompt
     turns = example.messages or (("user", example.prompt),)
     chat = [{"role": role, "content": content} for role, content in turns]

@@ -12,6 +12,10 @@ from typing import Any
 from jobs.task_spec import Examples, GeneratorSpec
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # where a row stands, and the row
+NO_TEMPLATE = (
+    "the examples are chats and the tokenizer has no chat template; "
+    "give the backbone a chat_template, or the task prompt and response fields"
+)
 
 
 class TaskError(ValueError):

@@ -25,6 +25,9 @@ LATER = {"reduction", "overlong"}  # fields of train that came after the first k
 KEY_VERSION = 1  # raised when the meaning of a field changes, so that old results are not taken for new ones
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+
+
 class LoraSpec(Strict):
     """Train low-rank adapters beside frozen weights (peft) instead of the weights; the head stays frozen."""
 
@@ -49,6 +52,7 @@ class BackboneSpec(Strict):
     chat_template: str | None = Field(None, description="Jinja, instead of the tokenizer's own")
     lora: LoraSpec | None = Field(None, description="train adapters; without it, all weights")
     lr: float | None = Field(None, gt=0, description="its own learning rate, instead of train.lr")
+    attention: Attention | None = Field(None, description="its own implementation, instead of execution.attention")
     shape: dict[str, int | bool] = Field(
         {}, description="fields of its config.json, for plan, where the model is not at hand"
     )
@@ -78,13 +82,20 @@ class BackboneSpec(Strict):
 
     @property
     def _suffix(self) -> str:
+        return ("" if self.attention is None else f"-{self.attention}") + self._adapters
+
+    @property
+    def _adapters(self) -> str:
         return "" if self.lora is None else f"-lora{self.lora.rank}"
 
     def bare(self) -> BackboneSpec:
-        """The weights alone: what is measured before training is the same for every way to train them."""
+        """The weights alone: what is measured before training is the same for every way to train them.
+
+        With their attention, where they name one: it computes what is measured.
+        """
         if self.lora is None and self.lr is None:
             return self
-        return self.model_copy(update={"name": self.name.removesuffix(self._suffix), "lora": None, "lr": None})
+        return self.model_copy(update={"name": self.name.removesuffix(self._adapters), "lora": None, "lr": None})
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights and which of them move; a path does not, its files' fingerprint does."""
@@ -94,6 +105,8 @@ class BackboneSpec(Strict):
             same = {"files": self.fingerprint or self.path or self.gguf, "hub": self.hub, "revision": self.revision}
         if self.chat_template is not None:
             same["chat_template"] = self.chat_template
+        if self.attention is not None:
+            same["attention"] = self.attention
         return same | ({"lora": self.lora.model_dump(mode="json")} if self.lora else {})
 
 
@@ -341,9 +354,7 @@ class Execution(Strict):
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none", description="keep them in host memory: the optimiser's state (ZeRO 1 to 3), parameters too (ZeRO 3)"
     )
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="implementation; without it, what transformers chooses"
-    )
+    attention: Attention | None = Field(None, description="implementation; without it, what transformers chooses")
     cache: Literal["dynamic", "static"] = Field(
         "dynamic", description="of keys and values while answers are generated: growing, or allocated whole"
     )
@@ -388,6 +399,11 @@ class TrialSpec(Strict):
     train: TrainSpec
     evaluation: EvalSpec
     execution: Execution = Execution()
+
+    @property
+    def attention(self) -> Attention | None:
+        """The implementation in force: where the backbone names one it is an axis of the sweep, and part of the key."""
+        return self.backbone.attention or self.execution.attention
 
     def identity(self) -> dict[str, Any]:
         """The fields that change the result, objective in its canonical form."""

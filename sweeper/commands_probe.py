@@ -52,7 +52,7 @@ def probe(args: argparse.Namespace) -> int:
     from sweeper.plan import resolved
 
     trial = TrialSpec(
-        backbone=_read(BackboneSpec, "--backbone", backbone_fields(args.backbone)),
+        backbone=_read(BackboneSpec, "--backbone", backbone_fields(args.backbone)).bare(),
         task=_read(TaskSpec, "--task", _sized(task_fields(args.task), args.problems)),
         objective=None,
         seed=0,

@@ -185,7 +185,7 @@ def _activations(shape: Shape, word: int, length: float, trial: TrialSpec) -> fl
     layer's input, and one layer in full.
     """
     layer = word * (6 * shape.hidden + 2 * shape.keys + 4 * shape.inner) + 4 * (2 * shape.hidden + shape.heads + 2)
-    if trial.execution.attention == "eager":
+    if trial.attention == "eager":
         scores = (4 if word == 4 else 6) * shape.heads * round(length)
         layer += scores + 2 * word * (shape.hidden - shape.keys) - 4 * shape.heads
     kept = shape.layers * layer

@@ -26,6 +26,7 @@ from sweeper.continuum import leaderboard as leaderboard_of
 from sweeper.continuum import verdicts as verdicts_of
 from sweeper.figures import alpha_figure, colours, continuum_figure, limits, quantity, weight_figure
 from sweeper.forecast import rank_correlations
+from sweeper.results import CUTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,9 +131,9 @@ def data_of(table: pd.DataFrame) -> list[Row]:
         corpus = json.loads(row["corpus"])
         if "version" not in corpus:  # recorded when leaks were counted over templates, too
             corpus |= {"leaks": None, "problems": {}}
-        mine = found.setdefault(corpus["digest"], {"task": row["task"], **corpus, "cut": 0, "dropped": 0})
-        for name in ("cut", "dropped"):
-            value = row[f"train_{name}"]
+        mine = found.setdefault(corpus["digest"], {"task": row["task"], **corpus, **dict.fromkeys(CUTS, 0)})
+        for name in CUTS:
+            value = row[name]
             mine[name] = max(mine[name], 0 if pd.isna(value) else int(value))
     return [found[digest] for digest in sorted(found, key=lambda d: (found[d]["task"], d))]
 

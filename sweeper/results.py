@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EARLY = ("race", "scheduler")  # who may end a trial before its time, beside a person ("hand")
+CUTS = ("train_cut", "train_dropped", "heldout_cut", "heldout_dropped")
 STATUSES = ("finished", "failed", "stopped", "unfinished")
 
 
@@ -35,10 +36,10 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
     (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, stopped_by
-    (race, scheduler, hand), error, steps, setup_s and train_s (jobs/clock.py), mlflow_run_id, train_cut and
-    train_dropped (examples longer than max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py),
-    base_mean_p (the backbone's mean p on the training set, Eq. 5), every yardstick at the trial's last evaluation, and
-    base/<yardstick> for the backbone.
+    (race, scheduler, hand), error, steps, setup_s and train_s (jobs/clock.py), mlflow_run_id, CUTS (how many examples
+    were longer than max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py), base_mean_p (the
+    backbone's mean p on the training set, Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick>
+    for the backbone.
     """
     import pandas as pd
 
@@ -76,8 +77,7 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "setup_s": (result or {}).get("setup_s"),
                 "train_s": (result or {}).get("train_s"),
                 "mlflow_run_id": (run_ids or {}).get(key),
-                "train_cut": final.get("data/train_cut"),
-                "train_dropped": final.get("data/train_dropped"),
+                **{name: final.get(f"data/{name}") for name in CUTS},
                 "corpus": json.dumps(corpus) if (corpus := (result or {}).get("corpus")) else None,
                 CAPABILITY: final.get(CAPABILITY),
                 **{yardstick: final.get(yardstick) for yardstick in YARDSTICKS},

@@ -16,7 +16,9 @@ from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Shape, lanes_that_fit
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer, positions_of
 from jobs.pretrain import pretrain
-from jobs.spec import TrialSpec
+from jobs.sources import NO_TEMPLATE, TaskError
+from jobs.spec import BackboneSpec, TrialSpec
+from jobs.task_spec import TaskSpec
 from sweeper import control
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed, shape_of, smallest_shape
@@ -79,7 +81,21 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
         read.check(task)
     for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
         check_backbone(backbone, root, length)
+    for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
+        if _has_chats(task) and not _takes_chats(backbone, root):
+            raise TaskError(f"task '{task.name}', backbone '{backbone.name}': {NO_TEMPLATE}")
     return read
+
+
+def _has_chats(task: TaskSpec) -> bool:
+    return any(one.messages or one.system for one in (task, *task.benchmarks)) or any(map(_has_chats, task.parts))
+
+
+def _takes_chats(backbone: BackboneSpec, root: Path) -> bool:
+    """Whether its tokenizer has a chat template; of a GGUF that is seen when it is unpacked (jobs/data.py)."""
+    if backbone.chat_template is not None or backbone.gguf is not None:
+        return True
+    return backbone.builtin is None and load_tokenizer(backbone, root).chat_template is not None
 
 
 def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:

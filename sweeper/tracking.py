@@ -191,6 +191,7 @@ class Tracking:
             **(trial.train.model_dump() if objective else {}),
             **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},
             **trial.execution.model_dump(),
+            "attention": trial.attention,
         }
         self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in params.items() if v is not None])
         return run

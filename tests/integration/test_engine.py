@@ -125,7 +125,8 @@ def reference(spec: TrialSpec, root: Path) -> dict[str, torch.Tensor]:
         if spec.train.reduction == "authors":  # summed over a rank's micro-batches, averaged over ranks
             tokens = [row.num_targets for row in (data[i] for i in index)]
             cuts = [sum(tokens[i : i + 4]) for i in range(0, len(tokens), 4)]
-            loss = torch.stack([v.mean() for v in value.split(cuts)]).sum() / spec.execution.workers
+            parts = zip((value * kept).split(cuts), kept.split(cuts), strict=True)
+            loss = torch.stack([v.sum() / k.sum() for v, k in parts]).sum() / spec.execution.workers
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(model.parameters(), spec.train.clip)
@@ -166,18 +167,26 @@ def test_adapters_reach_the_reference_and_nothing_else_moves(backbones: Path, tm
 
 
 def test_checkpointing_offload_and_the_authors_reduction_reach_the_reference(backbones: Path, tmp_path: Path) -> None:
-    """Two workers; only the last changes the mathematics."""
+    """Two workers; only the authors' reduction changes the mathematics: with a gate it divides by the tokens kept."""
     plain = trial(0, 2, {"name": "nll"})
+    gated = trial(0, 2, {"name": "nll", "gate": {"side": "top", "at": 0.1}})
     ways = {
         "checkpointing": changed(plain, "execution", gradient_checkpointing=True, attention="eager"),
         "optimizer-1": changed(trial(1, 2, {"name": "nll"}), "execution", offload="optimizer"),
         "optimizer-2": changed(trial(2, 2, {"name": "nll"}), "execution", offload="optimizer"),
         "parameters-3": changed(trial(3, 2, {"name": "nll"}), "execution", offload="parameters"),
+        "eager": changed(plain, "backbone", attention="eager"),
         "authors": changed(plain, "train", reduction="authors", clip=0.05),
+        "authors-gated": changed(gated, "train", reduction="authors", clip=0.05),
+        "authors-gated-3": changed(gated, "train", reduction="authors", clip=0.05, zero_stage=3),
+        "gated": changed(gated, "train", clip=0.05),
     }
     run(tmp_path / "run", backbones, 2, [job(spec, tmp_path / name) for name, spec in ways.items()])
     for name, spec in ways.items():
         assert furthest(weights(tmp_path / name), reference(spec, backbones)) < TOLERANCE, name
+    # what is divided by and what is summed both show
+    for one, other in (("authors-gated", "authors"), ("authors-gated", "gated")):
+        assert furthest(weights(tmp_path / one), weights(tmp_path / other)) > 100 * TOLERANCE, (one, other)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.backbone import BackboneError, add_adapters, check_backbone
+from jobs.backbone import BackboneError, add_adapters, check_backbone, load_backbone
 from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
-from jobs.spec import BackboneSpec
+from jobs.spec import BackboneSpec, Execution
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -88,3 +88,21 @@ def test_adapters_name_and_share_the_measure_of_their_backbone() -> None:
     assert adapted.bare() == full
     assert adapted.identity() != full.identity()
     assert BackboneSpec.model_validate_json(adapted.model_dump_json()) == adapted
+
+
+def test_attention_of_the_backbone_is_named_kept_in_its_measure_and_wins_over_executions(tmp_path: Path) -> None:
+    hf = import_transformers()
+    plain = folder(tmp_path, hf.LlamaConfig(**SMALL))
+    hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL)).save_pretrained(tmp_path)
+    fields = {"path": str(tmp_path), "name": "x", "attention": "eager", "lora": {"rank": 8}}
+    eager = BackboneSpec.model_validate(fields)
+    assert eager.name == "x-eager-lora8"
+    assert (eager.bare().name, eager.bare().attention, eager.bare().lora) == ("x-eager", "eager", None)
+    assert BackboneSpec.model_validate_json(eager.model_dump_json()) == eager
+    assert "attention" not in plain.identity()  # keys of before stay
+    assert eager.bare().identity() == plain.identity() | {"attention": "eager"}
+    for spec, execution, found in (
+        (eager, Execution(attention="sdpa"), "eager"), (eager, None, "eager"),
+        (plain, Execution(attention="eager"), "eager"), (plain, None, "sdpa"),
+    ):  # fmt: skip
+        assert load_backbone(spec, tmp_path, execution).config._attn_implementation == found

@@ -15,7 +15,7 @@ import jobs.corpus
 from jobs.backbone import BackboneError
 from jobs.corpus import Reader, corpus, corpus_dir
 from jobs.data import tokenise
-from jobs.files import locked
+from jobs.files import fingerprint, locked
 from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
@@ -278,6 +278,27 @@ def test_a_corpus_of_an_earlier_version_is_made_again(tmp_path: Path, monkeypatc
         old = corpus(char_tokenizer(), TASK, tmp_path)
     (old.folder / "facts.json").write_text('{"leaks": {"exact": 40, "ngram": 40}}')
     assert corpus(char_tokenizer(), TASK, tmp_path).facts["leaks"]["ngram"] == 0
+
+
+@pytest.mark.parametrize("kind", ["train", "heldout"])
+def test_a_changed_character_is_another_corpus_with_another_hash(kind: str, tmp_path: Path) -> None:
+    """Of training or held-out examples: the hash of the kind that changed is another, the other one's stays."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "heldout")}
+    for file in files.values():
+        file.write_text("".join(json.dumps({"prompt": f"1{n}+20=", "response": f"3{n}0"}) + "\n" for n in range(8)))
+
+    def made() -> tuple[Path, dict[str, str]]:
+        task = TaskSpec(path=str(files["train"]), heldout_path=str(files["heldout"]))
+        hashed = task.model_copy(update={"fingerprint": fingerprint([files["train"], files["heldout"]])})
+        found = corpus(char_tokenizer(), hashed, tmp_path)
+        return found.folder, {name: found.facts[name]["sha256"] for name in files}
+
+    (before, old), (again, same) = made(), made()
+    assert (before, old) == (again, same)
+    files[kind].write_text(files[kind].read_text().replace("370", "371"))
+    after, new = made()
+    assert after != before
+    assert {name for name in files if new[name] != old[name]} == {kind}
 
 
 WORDS = [f"w{i}" for i in range(40)]

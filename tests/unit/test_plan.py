@@ -10,6 +10,7 @@ import pytest
 
 from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
+from sweeper.estimate import memory_of, model_shape
 from sweeper.plan import Plan, make_plan
 from sweeper.spec import SpecError, load_sweep, parse_sweep
 from sweeper.store import Store
@@ -83,6 +84,22 @@ def test_keys_never_change_by_accident() -> None:
     assert plan("[{name: power, alpha: 0.5}]").trials[-1].key == "char-llama-10_addition_power-a0.5_s1_e600681b27f1"
 
 
+def test_attention_is_an_axis_and_what_names_none_keeps_its_key() -> None:
+    """Each its own trials and measure; eager's scores are in its memory. Of execution it stays out of the key."""
+    before = plan("[nll]")
+    text = (BASE % "[nll]").replace("pretrain_steps: [0, 10]", "pretrain_steps: 10, attention: [null, eager, sdpa]")
+    made = make_plan(parse_sweep(text, "t.yaml"), ROOT)
+    names = ["char-llama-10", "char-llama-10-eager", "char-llama-10-sdpa"]
+    assert [(t.backbone.name, t.objective is None) for t in made.trials] == [
+        *((name, True) for name in names), *((name, False) for name in names)
+    ]  # fmt: skip
+    assert len({t.key for t in made.trials}) == 6
+    assert {t.key for t in made.trials} & {t.key for t in before.trials} == {made.trials[0].key, made.trials[3].key}
+    assert [t.key for t in plan("[nll]", "execution: {attention: eager}\n").trials] == [t.key for t in before.trials]
+    plain, eager, sdpa = (memory_of(t, model_shape(t.backbone, ROOT), 512).activations for t in made.trials[3:])
+    assert eager > sdpa == plain
+
+
 def test_an_override_gives_chosen_cells_more_workers_under_the_same_key() -> None:
     plain = plan("[nll]")
     wide = plan("[nll]", "overrides: [{where: {objective: nll}, execution: {workers: 2}}]\n")
@@ -110,6 +127,37 @@ def test_same_data_elsewhere_is_the_same_trial(tmp_path: Path) -> None:
     assert len(keys) == 1
     keys.add(make_plan(parse_sweep(text, "t.yaml"), tmp_path / "b").trials[-1].key)
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("kind", ["train", "heldout"])
+def test_any_changed_byte_of_a_data_file_is_another_trial(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Training and held-out file alike, also where the rows would read the same; files that only swap parts, too."""
+    text = (BASE % "[nll]").replace("{builtin: addition}", f"{{path: train{suffix}, heldout_path: heldout{suffix}}}")
+    files = {name: tmp_path / f"{name}{suffix}" for name in ("train", "heldout")}
+    for name, file in files.items():
+        file.write_bytes(f"{name} bytes that plan only hashes".encode())
+
+    def key() -> str:
+        return make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True).trials[-1].key
+
+    first, whole = key(), files[kind].read_bytes()
+    assert key() == first
+    found = {first}
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        files[kind].write_bytes(changed)
+        found.add(key())
+    files[kind].write_bytes(whole + b"\n")
+    found.add(key())
+    assert len(found) == 5
+    files[kind].write_bytes(whole)
+    assert key() == first
+    train, heldout = (file.read_bytes() for file in files.values())
+    files["train"].write_bytes(heldout)
+    files["heldout"].write_bytes(train)
+    assert key() not in found
 
 
 def test_a_model_directory_is_named_by_its_files(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import CAPABILITY, YARDSTICKS
 from sweeper.figures import colours
 from sweeper.report import answer, objectives_of, write_report
+from sweeper.results import CUTS
 
 Accuracy = dict[tuple[str, str], list[float | None]]
 FORMS: dict[str, tuple[str, float | None, str | None, float | None]] = {
@@ -58,7 +59,8 @@ def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
                     "status": "failed" if value is None else "finished", "stopped_by": None,
                     "error": ERROR if value is None else None,
                     "steps": 10, "train_s": 1.0, "mlflow_run_id": f"0123456789abcdef-{key}" if run_ids else None,
-                    "train_cut": 3.0, "train_dropped": 0.0, "corpus": json.dumps(CORPUS),
+                    "train_cut": 3.0, "train_dropped": 0.0, "heldout_cut": 0.0, "heldout_dropped": 5.0,
+                    "corpus": json.dumps(CORPUS),
                     CAPABILITY: 0.5, "base_mean_p": {"weak": 0.1, "strong": 0.8}.get(backbone),
                     **dict.fromkeys(YARDSTICKS, value), **{f"base/{y}": 0.0 for y in YARDSTICKS},
                 }
@@ -126,11 +128,20 @@ def test_everything_from_outside_is_escaped(paths: dict[str, Path]) -> None:
 def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -> None:
     html = paths["report.html"].read_text()
     assert "900 (4000 target tokens; 2 with a wrong response)" in html
-    assert "3 cut, 0 dropped" in html
+    assert (
+        'training <span class="behind">3 cut, 0 dropped</span>; held-out <span class="behind">0 cut, 5 dropped' in html
+    )
     assert "1 questions, 4 with a run of 13 words, of 40" in html
     assert 'title="aaaabbbbcccc"' in html
     assert 'sums <span title="0a0b0c0d0e0f">0a0b0c0d</span>' in html
-    assert [row["task"] for row in json.loads(paths["report.json"].read_text())["data"]] == ["t"]
+    (row,) = json.loads(paths["report.json"].read_text())["data"]
+    assert row["task"] == "t"
+    assert [row[name] for name in CUTS] == [3, 0, 0, 5]
+
+
+def test_what_no_trial_has_cut_is_said_of_each_kind(table: pd.DataFrame, tmp_path: Path) -> None:
+    whole = table.assign(**dict.fromkeys(CUTS[:2], 0.0), **dict.fromkeys(CUTS[2:], float("nan")))  # of an old record
+    assert "<td>training none; held-out none</td>" in write_report(whole, tmp_path, "s", {})["report.html"].read_text()
 
 
 def test_leaks_of_an_earlier_count_are_not_shown(table: pd.DataFrame, tmp_path: Path) -> None:

@@ -327,10 +327,41 @@ def test_every_item_of_a_generator_is_right_against_itself() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "value"),  # Winkler's own table, as every implementation cites it
-    [("MARTHA", "MARHTA", 0.9611), ("DWAYNE", "DUANE", 0.84), ("DIXON", "DICKSONX", 0.8133), ("martha", "MARTHA", 1)],
-)
+    [
+        ("MARTHA", "MARHTA", 0.9611), ("DWAYNE", "DUANE", 0.84), ("DIXON", "DICKSONX", 0.8133), ("martha", "MARTHA", 1),
+        ("JONES", "JOHNSON", 0.8324), ("ABROMS", "ABRAMS", 0.9222), ("SHACKLEFORD", "SHACKELFORD", 0.9818),
+        ("DUNNINGHAM", "CUNNIGHAM", 0.8963), ("NICHLESON", "NICHULSON", 0.9556), ("MASSEY", "MASSIE", 0.9333),
+        ("HARDIN", "MARTINEZ", 0.7222), ("ITMAN", "SMITH", 0.4667), ("JERALDINE", "GERALDINE", 0.9259),
+        ("MICHELLE", "MICHAEL", 0.9214), ("JULIES", "JULIUS", 0.9333), ("TANYA", "TONYA", 0.88),
+        ("SEAN", "SUSAN", 0.805), ("JON", "JOHN", 0.9333),
+    ],
+)  # fmt: skip
 def test_similarity_is_jaro_winkler(a: str, b: str, value: float) -> None:
     assert score(ScoreSpec(kind="similarity"), a, b).value == pytest.approx(value, abs=1e-4)
+
+
+# text, value; the word is USNIC. (m/a + m/5 + (m - t)/m) / 3 of m common letters in a, t swapped pairs; where that is
+# above 0.7 a tenth of what is missing for each letter of the common prefix, at most four
+SIMILAR = [
+    ("USNIC", 1), ("usnic", 1), (" USNIC \n", 1), ("Usnic", 1), ("\tuSnIc\r\n", 1),
+    ("USNI", 0.96), ("USN", 0.9067), ("US", 0.84), ("U", 0.76), ("USNIC.", 0.9667), ("USNICS", 0.9667),
+    ("SUNIC", 0.9333), ("UNSIC", 0.94), ("USINC", 0.9467), ("USNCI", 0.9533), ("CINSU", 0.4667), ("SNIC", 0.9333),
+    ("XSNIC", 0.8667), ("UZNIC", 0.88), ("USN1C", 0.9067), ("USNIK", 0.92), ("USИIC", 0.8933), ("UŚNIĆ", 0.76),
+    ("USN IC", 0.9611), ("U S N I C", 0.7733), ("U-S-N-I-C", 0.7733), ("'USNIC'", 0.9048), ("(USNIC)", 0.9048),
+    ("**USNIC**", 0.8519), ("\u200bUSNIC", 0.9444), ("USNIC USNIC", 0.8909), ("USNIC\nUSNIC", 0.8909),
+    ("USNIC or UNSIC", 0.8714), ("usnic acid", 0.9), ("The word is USNIC", 0.4196), ("answer: USNIC", 0.3513),
+    ("USNIC" * 1000, 0.667), ("UUUUU", 0.4667), ("null", 0.4833), ("None", 0.4833),
+    # nothing in common within half a word's length, or nothing at all
+    ("NIC", 0), ("C", 0), ("0", 0), ("xyz", 0), ("ＵＳＮＩＣ", 0), ("\\boxed{USNIC}", 0), ("x" * 10**6 + "USNIC", 0),
+    ("", 0), ("   ", 0), ("\n\t", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SIMILAR)
+def test_similarity_of_answers_that_are_nearly_right(text: str, value: float) -> None:
+    found = score(ScoreSpec(kind="similarity"), text, "USNIC")
+    assert found.value == pytest.approx(value, abs=1e-4)
+    assert (found.answer is None) == (not text.strip())
 
 
 def test_a_setting_of_another_kind_is_refused() -> None:
