@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def survivors(children: list[psutil.Process]) -> list[psutil.Process]:
     """What is left a minute later. Ray's two agents notice only after minutes that their node is gone, and then go."""
     _, alive = psutil.wait_procs([p for p in children if not _name(p).endswith("Agent")], timeout=60)
     return alive
+
+
+def listeners(driver: int) -> list[tuple[str, str]]:
+    """(process, address) of every socket on which the driver or what it has started waits for connections."""
+    found = []
+    for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # gone since it was listed
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN:
+                    found.append((process.name(), socket.laddr.ip.removeprefix("::ffff:")))
+    return found
 
 
 def _name(process: psutil.Process) -> str:
@@ -118,7 +130,8 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
 ) -> None:
     """One of two gloo workers, or their controller; the trial goes on in a new lane, the sweep succeeds.
 
-    A lane takes all CPUs, so what a dead one has reserved must be given back.
+    A lane takes all CPUs, so what a dead one has reserved must be given back. While it trains, everybody
+    listens on loopback alone.
     """
     half = (os.cpu_count() or 2) / 2
     grid: dict[str, Any] = {
@@ -136,6 +149,9 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
         until("a plan", lambda: "pair" in store.sweeps())
         victim = until("a checkpoint", lambda: under_way(store, "pair") or _ended(driver, storage))
         process = until(kind, lambda: _child(driver.pid, kind))
+        listening = listeners(driver.pid)
+        assert len(listening) > 10  # Ray's own, a store, gloo
+        assert not [one for one in listening if not ip_address(one[1]).is_loopback], listening
         os.kill(process, signal.SIGKILL)
         assert driver.wait(timeout=300) == 0, (storage / "driver.log").read_text()
     finally:
