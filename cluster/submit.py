@@ -220,7 +220,7 @@ class _told:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         from ray.exceptions import AuthenticationError
 
-        known = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
+        known = (OSError, RuntimeError, ValueError, AuthenticationError)  # what the requests library raises is OSError
         if isinstance(error, ClusterError) or not isinstance(error, known):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind

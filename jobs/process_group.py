@@ -71,7 +71,7 @@ def _meeting_place(config: LaneConfig) -> tuple[str, int]:
     ray.get(config.board.up.remote(config.lane, get_current_placement_group(), card))
     address = _own_address()
     _DOOR.append(socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET))
-    return address, int(_DOOR[0].getsockname()[1])
+    return address, int(_DOOR[-1].getsockname()[1])
 
 
 def _own_address() -> str:
