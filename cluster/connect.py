@@ -27,6 +27,9 @@ RAY_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# Ray 2.60 takes loopback for the node's own address only where it would run no cluster, as on macOS: read at its
+# import. As _node_ip_address it would be replaced by the host's, and all of Ray would listen on every interface.
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 HEAD = {"node:__internal_head__": 0.0001}  # Ray's name for the head: an actor that asks for a bit of it runs there
 
@@ -47,6 +50,8 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if address is None:
+        os.environ.update(LOOPBACK_ENV)
     import ray
 
     if address is not None:

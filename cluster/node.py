@@ -91,10 +91,10 @@ class Node:
             self.mark.unlink(missing_ok=True)
 
     def free_port(self, host: str) -> int:
-        """Taken as Ray Train takes its own: any that the system offers."""
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as offered:
-            offered.bind(("", 0))
-            return int(offered.getsockname()[1])
+        """Of this node's address `host`, held for the store of the group that rank 0 then makes."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.door = socket.create_server((host, 0), family=family)
+        return int(self.door.getsockname()[1])
 
     def all_reduce(
         self, rank: int, world: int, own: str, host: str, port: int, backend: str, limit_s: float
@@ -108,9 +108,12 @@ class Node:
             import torch
             import torch.distributed as dist
 
-            where = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
             limit = timedelta(seconds=limit_s)
-            dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=limit)
+            door = self.door.detach() if rank == 0 else None  # else the store would listen on every interface
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                host, port, world, is_master=rank == 0, timeout=limit, master_listen_fd=door
+            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
             device = "cuda" if backend == "nccl" else "cpu"
             dist.all_reduce(torch.ones(1, device=device))  # the first one makes the connections
             values = torch.full((MEGABYTES * 10**6 // 4,), rank + 1.0, device=device)

@@ -141,10 +141,14 @@ class Cluster:
             return ours(self.client.get_job_logs(job.id))
 
     def follow(self, job: Job) -> Iterator[str]:
-        """The driver's lines as they come, from its first, until it ends."""
-        return self._tail(job.id)
+        """The driver's lines as they come, from its first, until it ends. Raises ClusterError where the head dies."""
+        yield from self._tail(job.id)
+        with _told(self.address):  # a head that ends in order says goodbye as if the job had ended
+            self.client.get_job_status(job.id)
 
     def _tail(self, id_: str) -> Iterator[str]:
+        from aiohttp import ClientError
+
         lines = self.client.tail_job_logs(id_)
         loop = asyncio.new_event_loop()
         try:
@@ -153,6 +157,8 @@ class Cluster:
                     yield ours(loop.run_until_complete(anext(lines)))
                 except StopAsyncIteration:
                     return
+                except (ClientError, OSError, RuntimeError) as error:
+                    raise ClusterError(f"{self.address} is gone ({error}); is the cluster up?") from None
         finally:
             loop.close()
 
@@ -214,7 +220,7 @@ class _told:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         from ray.exceptions import AuthenticationError
 
-        known = (ConnectionError, RuntimeError, ValueError, AuthenticationError)
+        known = (OSError, RuntimeError, ValueError, AuthenticationError)  # what the requests library raises is OSError
         if isinstance(error, ClusterError) or not isinstance(error, known):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind

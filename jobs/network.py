@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 
+LOOPBACK = "127.0.0.1"
+
 
 def meet_at(address: str) -> None:
-    """Let gloo use the interface that has this address, unless GLOO_SOCKET_IFNAME says another.
+    """Let gloo use the interface that has this address, unless GLOO_SOCKET_IFNAME says another. On loopback NCCL, too.
 
     By itself gloo asks what this host's name stands for. Where that is a loopback address (Debian's 127.0.1.1) or
-    nothing at all, it tells the other hosts to connect to themselves.
+    nothing at all, it tells the other hosts to connect to themselves. NCCL never takes loopback by itself.
 
-    address: of this host, as the others know it: the one that Ray uses
+    address: of this host, as the others know it: the one that Ray uses, or LOOPBACK for a group on one host
     """
-    if (name := interface_of(address)) is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if (name := interface_of(address)) is None:
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if address == LOOPBACK:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def interface_of(address: str) -> str | None:

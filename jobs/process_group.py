@@ -17,9 +17,10 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.util import get_current_placement_group
 
-from jobs.network import meet_at
+from jobs.network import LOOPBACK, meet_at
 
 LEAVE_S = 30.0  # for a group whose peer may be dead already
+_DOOR: list[socket.socket] = []  # in rank 0's process: bound for the group's store, until that takes it
 
 
 class _LaneBackend(Backend):
@@ -68,19 +69,25 @@ def _meeting_place(config: LaneConfig) -> tuple[str, int]:
     gpus = ray.get_gpu_ids()
     card = f"{ray.get_runtime_context().get_node_id()} {gpus[0]}" if gpus else ""
     ray.get(config.board.up.remote(config.lane, get_current_placement_group(), card))
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+    address = _own_address()
+    _DOOR.append(socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET))
+    return address, int(_DOOR[-1].getsockname()[1])
+
+
+def _own_address() -> str:
+    """Where this worker is to be reached by its group: on loopback, unless the group is on several nodes."""
+    context = ray.train.get_context()
+    one_node = context.get_local_world_size() == context.get_world_size()
+    return LOOPBACK if one_node else str(ray.util.get_node_ip_address())
 
 
 def _join(address: str, port: int) -> None:
-    """In each worker, before it serves."""
+    """In each worker, before it serves. The group's store has no lock, so it listens at one address alone."""
     import torch
     import torch.distributed as dist
 
+    meet_at(_own_address())
     context = ray.train.get_context()
-    if context.get_local_world_size() < context.get_world_size():
-        meet_at(ray.util.get_node_ip_address())
     os.environ.update(
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
@@ -91,7 +98,13 @@ def _join(address: str, port: int) -> None:
         NODE_RANK=str(context.get_node_rank()),
     )
     set_device()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+    rank, size, timeout = context.get_world_rank(), context.get_world_size(), timedelta(minutes=30)
+    door = _DOOR.pop().detach() if rank == 0 else None  # else it would listen on every interface
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=door
+    )
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
 
 
 def set_device() -> None:

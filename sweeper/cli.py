@@ -91,7 +91,9 @@ def _interrupt(*_: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("sweeper", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "sweeper", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands_local.add_commands(commands)
     commands_cluster.add_commands(commands)

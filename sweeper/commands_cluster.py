@@ -13,6 +13,7 @@ from sweeper.options import (
     ON_CLUSTER,
     add,
     cluster_options,
+    given_uri,
     is_remote,
     json_option,
     spec_options,
@@ -37,7 +38,8 @@ Start a sweep on a Ray cluster and return at once. The sweep's driver runs there
 
 The sweep file and this package travel along (--no-ship: only the file; the cluster has the package). Storage, data
 and MLflow are those of the cluster: --storage and --data-root are paths that all of its nodes share, by default its own
-$SWEEPER_STORAGE and $SWEEPER_DATA. Files that a spec names must lie in them. Submitting the same file again continues.
+$SWEEPER_STORAGE and $SWEEPER_DATA. Files that a spec names must lie in them. MLflow is that of the
+cluster's own $MLFLOW_TRACKING_URI, unless --tracking-uri names another. Submitting the same file again continues.
 
 Ray's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is needed, unless --insecure is said.
 """
@@ -82,18 +84,22 @@ def add_commands(commands: Any) -> None:
     sub.add_argument("trial", metavar="TRIAL", nargs="*", help="trials that were stopped and are wanted after all")
     tracking_options(sub)
     cluster_options(sub)
+    json_option(sub, "on a cluster: its job")
     sub = add(commands, "revive", REVIVE, revive)
     sweep_options(sub)
     sub.add_argument("trial", metavar="TRIAL", nargs="*", help="a trial's name, or the beginning of one")
     tracking_options(sub)
     cluster_options(sub)
+    json_option(sub, "on a cluster: its job")
     sub = add(commands, "stop", STOP, stop, on_cluster=True)
     sweep_options(sub)
     sub.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name, or the beginning of one")
     cluster_options(sub)
+    json_option(sub)
     sub = add(commands, "wait", WAIT, wait)
     sweep_options(sub)
     cluster_options(sub)
+    json_option(sub, "its job on a cluster, its status here")
     sub = add(commands, "list", LIST, list_)
     cluster_options(sub)
     json_option(sub)
@@ -106,6 +112,7 @@ def add_commands(commands: Any) -> None:
     sub.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name, or the beginning of one")
     sub.add_argument("-f", "--follow", action="store_true", help="go on until the end")
     cluster_options(sub)
+    json_option(sub, "of a trial: a line of JSON a row, its last word at the end")
 
 
 def _cluster(args: argparse.Namespace) -> Any:
@@ -178,25 +185,32 @@ def revive(args: argparse.Namespace) -> int:
 
 def _run_again(args: argparse.Namespace, name: str) -> int:
     if is_remote(args):
-        from sweeper.remote import bundle
+        from sweeper.remote import bundle, job_facts
 
         with bundle(None, not args.no_ship) as folder:
             command = [name, args.sweep, *args.trial, *_remote_options(args)]
             job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1"})
-        print(job.id)
+        print(json.dumps(job_facts(job), indent=1) if args.json else job.id)
         return 0
+    if args.json:
+        raise StoreError(
+            f"--json is of a job on a cluster; here the sweep runs, and sweeper status {args.sweep} --json is"
+        )
     store = Store(args.storage.resolve())
     facts = store.plan(args.sweep)
     keys = [store.find_trial(args.sweep, trial) for trial in args.trial]
     if name == "revive" and not keys:
         keys = [k for k in store.trials(args.sweep) if (store.trial(k).result() or {}).get("by") in EARLY]
-    for record in map(store.trial, keys):
+    records = [store.trial(key) for key in keys]
+    for record in records:
         if (record.result() or {}).get("status") == "finished":
             raise StoreError(f"{record.key} is finished; only what was stopped or has failed is resumed")
-        record.revive()
+    with store.lock(args.sweep):  # refuses beside a driver, before anything is taken back
+        for record in records:
+            record.revive()
     args.spec = store.sweep_dir(args.sweep) / "sweep.yaml"
     args.data_root = Path(facts.get("data_root", args.spec.parent))
-    args.tracking_uri = args.tracking_uri or facts["tracking_uri"]
+    args.tracking_uri = given_uri(args) or facts["tracking_uri"]
     return commands_local.run(args)
 
 
@@ -204,9 +218,14 @@ def stop(args: argparse.Namespace) -> int:
     from sweeper import control
 
     if args.trial:
-        print(f"{control.stop_trial(Store(args.storage), args.sweep, args.trial)}: stopped")
+        key, what = control.stop_trial(Store(args.storage), args.sweep, args.trial)
+        facts = {"sweep": args.sweep, "trial": key, "stopped": what == "stopped", "what": what}
+        print(json.dumps(facts) if args.json else f"{key}: {what}" if what == "stopped" else f"{key} {what}")
         return 0
     stopped = control.stop(Store(args.storage), args.sweep)
+    if args.json:
+        print(json.dumps({"sweep": args.sweep, "stopped": stopped}))
+        return 0
     print(f"{args.sweep}: stopped; sweeper resume {args.sweep} continues" if stopped else f"{args.sweep}: not running")
     return 0
 
@@ -215,14 +234,18 @@ def wait(args: argparse.Namespace) -> int:
     if is_remote(args):
         cluster = _cluster(args)
         job = cluster.wait(args.sweep)
-        print(f"{job.id}: {job.status}")
+        if args.json:
+            from sweeper.remote import job_facts
+
+            print(json.dumps(job_facts(job), indent=1))
+        else:
+            print(f"{job.id}: {job.status}")
         if status := _exit_status(job):
             print("".join(cluster.logs(job).splitlines(keepends=True)[-5:]), end="", file=sys.stderr)
         return status
     from sweeper import control
 
     control.wait(Store(args.storage), args.sweep)
-    args.json = False
     return commands_local.status(args)
 
 
@@ -249,6 +272,8 @@ def list_(args: argparse.Namespace) -> int:
 
 
 def logs(args: argparse.Namespace) -> int:
+    if args.json and args.trial is None:
+        raise StoreError("--json is of a trial's rows; name a TRIAL, or take sweeper status SWEEP --json")
     if is_remote(args) and args.trial is None:
         cluster = _cluster(args)
         job = cluster.newest(args.sweep)
@@ -256,14 +281,20 @@ def logs(args: argparse.Namespace) -> int:
             print(text, end="", flush=True)
         return 0
     if is_remote(args):
-        if args.follow:
-            raise StoreError("a trial on a cluster is not followed; leave -f out, or follow the sweep")
-        return ask(args, ["logs", args.sweep, args.trial, *_only_storage(args)])
+        from sweeper import remote
+
+        command = ["logs", args.sweep, args.trial, *(["--json"] if args.json else []), *_only_storage(args)]
+        if not args.follow:
+            return ask(args, command)
+        with remote.streamed(_cluster(args), [*command, "--follow"], {ON_CLUSTER: "1"}, not args.no_ship) as lines:
+            for text in lines:
+                print(text, end="", flush=True)
+        return 0
     from sweeper.table import trial_log
 
     if args.trial is None:
         raise StoreError("a local run prints to its own terminal; name a TRIAL, or a cluster with --address")
-    for line in trial_log(Store(args.storage), args.sweep, args.trial, args.follow):
+    for line in trial_log(Store(args.storage), args.sweep, args.trial, args.follow, args.json):
         print(line, flush=True)
     return 0
 

@@ -18,6 +18,7 @@ from sweeper.options import (
     add,
     cluster_options,
     data_root_of,
+    given_uri,
     is_remote,
     json_option,
     sweep_of,
@@ -101,7 +102,7 @@ def _look(args: argparse.Namespace, spec: SweepSpec | None) -> list[Finding]:
         findings = diagnose(facts, args.insecure) + sweep.room(facts, plan, storage)
     if plan is not None:
         findings += sweep.data(plan.notes, files)
-    uri = args.tracking_uri or default_uri(storage)
+    uri = given_uri(args) or default_uri(storage)
     return [*findings, sweep.tracking(uri, *reach(uri))]
 
 

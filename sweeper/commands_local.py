@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.options import (
+    ON_CLUSTER,
     add,
     cluster_options,
     data_root_of,
@@ -102,6 +103,10 @@ def run(args: argparse.Namespace) -> int:
     from sweeper.run import run_sweep
 
     store = Store(args.storage.resolve())
+    if ON_CLUSTER in os.environ:  # whoever submitted it could not see what its paths lead to here
+        from sweeper.remote import check_paths
+
+        check_paths(plan, [data_root_of(args).resolve(), store.root])
     uri = tracking_uri_of(args, store, None)
     unfinished = run_sweep(plan, store, uri, args.address, data_root_of(args))
     name = plan.spec.settings.name

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 from sweeper.store import Claims, Store, StoreError
 
@@ -21,13 +22,28 @@ def driver(store: Store, sweep: str) -> tuple[int, str] | None:
     file = store.sweep_dir(sweep) / "driver.lock"
     if not file.exists():
         return None
-    with file.open("r+") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found = re.fullmatch(r"process (\d+) on (\S+)", held.read().strip())
-            return (int(found[1]), found[2]) if found else None
-    return None
+    give_up = time.monotonic() + POLL_S * 10
+    while time.monotonic() < give_up:
+        with file.open() as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who else only looks is no driver
+                return None
+            except BlockingIOError:
+                found = re.fullmatch(r"process (\d+) on (\S+)", held.read().strip())
+        if found:
+            return int(found[1]), found[2]
+        time.sleep(POLL_S / 10)  # it has the lock and has not said yet who it is
+    raise StoreError(f"{file} is held by a process that does not say who it is")
+
+
+def _holds(process: int, file: Path) -> bool:
+    """Whether this process of this host has the file open, as far as can be seen: a file keeps a dead driver's id."""
+    try:
+        return any(target.exists() and target.samefile(file) for target in Path(f"/proc/{process}/fd").iterdir())
+    except FileNotFoundError:
+        return not Path("/proc/self/fd").exists()  # no such process, or no such system
+    except PermissionError:
+        return True  # of another user, who will not be signalled either
 
 
 def stop(store: Store, sweep: str) -> bool:
@@ -42,18 +58,32 @@ def stop(store: Store, sweep: str) -> bool:
     process, host = running
     if host != socket.gethostname():
         raise StoreError(f"the driver of '{sweep}' is process {process} on {host}; stop it there")
-    os.kill(process, signal.SIGTERM)
+    if not _holds(process, store.sweep_dir(sweep) / "driver.lock"):
+        if driver(store, sweep) != running:
+            return stop(store, sweep)  # it has ended, and perhaps another has begun
+        raise StoreError(
+            f"the driver of '{sweep}' says process {process}, which is not it; is it in another container?"
+        )
+    try:
+        os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended
+    except PermissionError:
+        raise StoreError(f"the driver of '{sweep}' is process {process} of another user; ask them to stop it") from None
     wait(store, sweep)
     return True
 
 
-def stop_trial(store: Store, sweep: str, trial: str) -> str:
-    """Stop one trial, named by its key's beginning, for good, and wait until that is recorded; returns its key.
+def stop_trial(store: Store, sweep: str, trial: str) -> tuple[str, str]:
+    """Stop one trial, named by its key's beginning, for good, and wait until that is recorded.
 
+    Returns its key, and 'stopped', or 'is finished already' and the like where it has ended by itself.
     Where it is under way it writes a checkpoint at its next row. Raises StoreError.
     """
     key = store.find_trial(sweep, trial)
     folder = store.trial(key)
+    if (result := folder.result()) is not None:
+        return key, f"is {result['status']} already"
     request = store.sweep_dir(sweep) / REQUESTS / key
     request.parent.mkdir(exist_ok=True)
     request.touch()
@@ -67,7 +97,8 @@ def stop_trial(store: Store, sweep: str, trial: str) -> str:
                 folder.stop_by_hand()
         time.sleep(POLL_S)
     request.unlink(missing_ok=True)
-    return key
+    result = folder.result() or {}
+    return key, "stopped" if result.get("by") == "hand" else f"is {result.get('status')} already"
 
 
 def stop_requests(store: Store, sweep: str) -> list[str]:

@@ -10,7 +10,7 @@ from cluster.finding import Finding, size
 from cluster.resources import PlacementError, Shape, lanes_that_fit
 from sweeper.estimate import DiskNeed, disk_need
 from sweeper.gpu_memory import shape_of
-from sweeper.plan import Plan
+from sweeper.plan import Plan, named_files
 from sweeper.run import pending_trials
 from sweeper.store import Store
 
@@ -63,7 +63,7 @@ def disk(facts: ClusterFacts, need: DiskNeed | None) -> Finding:
 
 def data_files(plan: Plan) -> list[str]:
     """Files and model directories that the plan names and that the driver finds: its workers need them, too."""
-    named = [p for t in plan.trials for p in (t.task.path, t.task.heldout_path, t.backbone.path) if p]
+    named = [path for trial in plan.trials for part in (trial.backbone, trial.task) for path in named_files(part)]
     return [path for path in dict.fromkeys(named) if Path(path).exists()]
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sweeper.store import Store, StoreError
 
@@ -26,6 +27,7 @@ def add(
         help=text.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0],
         description=text,
         formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,  # --addr would travel to the cluster, and be asked there again
     )
     sub.set_defaults(command=run, on_cluster=on_cluster)
     sub.add_argument(
@@ -71,9 +73,28 @@ def tracking_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--tracking-uri",
         metavar="URI",
-        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        type=_without_login,
         help="MLflow (default: $MLFLOW_TRACKING_URI, else the sweep's own, else sqlite in the storage)",
     )
+
+
+def _without_login(uri: str) -> str:
+    """It would be seen in the record, the report and the list of processes. The message does not repeat it."""
+    parts = urlsplit(uri)
+    if parts.password or (parts.username and parts.scheme in ("http", "https")):
+        raise argparse.ArgumentTypeError(
+            "a login does not belong in MLflow's address; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            "where the sweep runs (on a cluster: on its nodes), or what a database's client reads, such as PGPASSWORD"
+        )
+    return uri
+
+
+def given_uri(args: argparse.Namespace) -> str | None:
+    """--tracking-uri, else $MLFLOW_TRACKING_URI of this process. Only the former is said to a cluster."""
+    try:
+        return args.tracking_uri or _without_login(os.environ.get("MLFLOW_TRACKING_URI", "")) or None
+    except argparse.ArgumentTypeError as error:
+        raise ConnectionError(f"$MLFLOW_TRACKING_URI: {error}") from None
 
 
 def cluster_options(sub: argparse.ArgumentParser, needed: bool = False, address: str | None = None) -> None:
@@ -121,6 +142,6 @@ def is_remote(args: argparse.Namespace) -> bool:
 def tracking_uri_of(args: argparse.Namespace, store: Store, sweep: str | None) -> str:
     from sweeper.tracking import default_uri
 
-    if args.tracking_uri:
-        return str(args.tracking_uri)
+    if given := given_uri(args):
+        return given
     return str(store.plan(sweep)["tracking_uri"]) if sweep else default_uri(store.root)

@@ -118,6 +118,22 @@ def _matches(where: Where, backbone: BackboneSpec, task: TaskSpec, objective: Ob
     return where.backbone in (None, backbone.name) and where.task in (None, task.name) and where.objective in names
 
 
+def named_files(part: BackboneSpec | TaskSpec) -> list[str]:
+    """Files and directories that a backbone names, or a task with the parts of its mixture and its benchmarks."""
+    if isinstance(part, BackboneSpec):
+        found = [part.path, None if part.package else part.gguf, _local(part.hub)]
+    else:
+        found = [part.path, part.heldout_path, _local(part.hub)]
+        found += [path for benchmark in part.benchmarks for path in (benchmark.path, _local(benchmark.hub))]
+        found += [path for inner in part.parts for path in named_files(inner)]
+    return [path for path in found if path]
+
+
+def _local(hub: str | None) -> str | None:
+    """A hub id that is a path: the hub's loaders read folders, too. An id is 'name' or 'owner/name'."""
+    return hub if hub is not None and (hub.count("/") > 1 or hub.startswith(("/", ".", "~"))) else None
+
+
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.submit import Cluster, Job
-from jobs.spec import TrialSpec
-from jobs.task_spec import TaskSpec
-from sweeper.plan import Plan
+from sweeper.plan import Plan, named_files
 from sweeper.spec import SpecError
 
 PACKAGES = ("cluster", "jobs", "sweeper")
@@ -37,35 +35,20 @@ def bundle(text: str | None, ship: bool) -> Iterator[Path | None]:
 
 def check_paths(plan: Plan, roots: list[Path]) -> None:
     """Refuse a spec whose files lie outside the roots that a cluster declares. Raises SpecError."""
-
-    def paths(trial: TrialSpec) -> list[str]:
-        package = trial.backbone.package is not None
-        found = [
-            trial.backbone.path,
-            None if package else trial.backbone.gguf,
-            _local(trial.backbone.hub),
-        ]
-        return [path for path in [*found, *_task_paths(trial.task)] if path]
-
-    wrong = {p for t in plan.trials for p in paths(t) if not any(Path(p).is_relative_to(root) for root in roots)}
-    if wrong:
-        allowed = " and ".join(map(str, roots))
-        raise SpecError(
-            plan.spec.source,
-            [f"{path} lies outside {allowed}, the cluster's data and storage" for path in sorted(wrong)],
-        )
-
-
-def _task_paths(task: TaskSpec) -> list[str | None]:
-    """Of a task, the parts of its mixture and its benchmarks."""
-    own = [task.path, task.heldout_path, _local(task.hub)]
-    own += [path for part in task.parts for path in _task_paths(part)]
-    return own + [path for benchmark in task.benchmarks for path in (benchmark.path, _local(benchmark.hub))]
-
-
-def _local(hub: str | None) -> str | None:
-    """A hub id that is a path: the hub's loaders read folders, too. An id is 'name' or 'owner/name'."""
-    return hub if hub is not None and (hub.count("/") > 1 or hub.startswith(("/", ".", "~"))) else None
+    said: list[str] = []
+    for block in plan.spec.grid:
+        said += [path for backbone in block.backbone for path in named_files(backbone)]
+        said += [path for task in block.task for path in named_files(task)]
+    # what '..' leads to is known only where the root is
+    problems = [
+        f"{path} has '..' in it; say where below the data root it is" for path in said if ".." in Path(path).parts
+    ]
+    found = {path for trial in plan.trials for part in (trial.backbone, trial.task) for path in named_files(part)}
+    wrong = sorted(p for p in found if not any(Path(p).is_relative_to(root) for root in roots))
+    allowed = " and ".join(map(str, roots))
+    problems += [f"{path} lies outside {allowed}, the cluster's data and storage" for path in wrong]
+    if problems:
+        raise SpecError(plan.spec.source, list(dict.fromkeys(problems)))
 
 
 def submit(cluster: Cluster, plan: Plan, arguments: list[str], env: dict[str, str], ship: bool) -> Job:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from jobs.files import write_text
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 
+LOOK_S = 0.5  # who only looks whether a sweep is being run has its lock for an instant (sweeper/control.py)
 FORECAST = "forecast.json"  # in a sweep's folder: what `sweeper forecast` has said
 
 
@@ -77,11 +79,16 @@ class Store:
         file = self.sweep_dir(name) / "driver.lock"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a+") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.seek(0)
-                raise StoreError(f"sweep '{name}' is being run already ({held.read().strip()})") from None
+            give_up = time.monotonic() + LOOK_S
+            while True:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up:
+                        held.seek(0)
+                        raise StoreError(f"sweep '{name}' is being run already ({held.read().strip()})") from None
+                time.sleep(0.02)
             held.truncate(0)
             held.write(f"process {os.getpid()} on {socket.gethostname()}")
             held.flush()

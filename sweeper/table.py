@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -183,18 +184,27 @@ def print_status(facts: dict[str, Any]) -> None:
             print(f"under way: {trial['key']} at step {trial['step']:g} of {trial['steps'] or '?'}")
 
 
-def trial_log(store: Store, sweep: str, trial: str, follow: bool) -> Iterator[str]:
-    """A line a recorded row, then the failures; with `follow` until the trial is over. Raises StoreError."""
+def trial_log(store: Store, sweep: str, trial: str, follow: bool, as_json: bool = False) -> Iterator[str]:
+    """A line a recorded row, then the failures; with `follow` until the trial is over. Raises StoreError.
+
+    as_json: {"step", "time", ...} a row, {"time", "error"} a failure, and what is in result.json
+    """
     folder, offset = store.trial(store.find_trial(sweep, trial)), 0
     while True:
         over = folder.result() is not None
         rows, offset = folder.rows_from(offset)
         for row in rows:
+            if as_json:
+                yield json.dumps(row)
+                continue
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
             yield f"{when}  " + "  ".join(f"{k} {v:.6g}" for k, v in row.items() if k != "time")
         if over or not follow:
             break
         time.sleep(0.5)
+    if as_json:
+        yield from map(json.dumps, [*folder.failures(), *filter(None, [folder.result()])])
+        return
     for failure in folder.failures():
         yield f"failed: {failure['error'].strip()}"
     if result := folder.result():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY = "sweeper.key"
 SYNC_EVERY_S = 2.0
+CLOSE_S = 60.0  # for the runs to be closed when somebody does not want to wait
 BATCH = 1000  # MLflow's limit of metrics in one request
 NOT_MADE = "is not there yet, the first sweep makes it"
 FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -285,7 +286,7 @@ class TrackingThread:
     def __init__(self, store: Store, sweep: str, uri: str) -> None:
         _set_environment()
         self.store, self.sweep, self.uri = store, sweep, uri
-        self.stopping = threading.Event()
+        self.stopping, self.closed = threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.tracking: Tracking | None = None
         self.thread = threading.Thread(target=self._loop, daemon=True)
@@ -295,14 +296,25 @@ class TrackingThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Wait until all runs are closed; a signal meanwhile ends the program after that, a second one at once."""
         self.stopping.set()
-        self.thread.join()
-        self._try(over=True)
+        try:
+            self.closed.wait()  # no join(): interrupted once, that takes the thread for ended (CPython 3.11)
+        except KeyboardInterrupt:
+            self.closed.wait(CLOSE_S)
+            raise
 
     def _loop(self) -> None:
-        while not self.stopping.is_set():
-            self._try(over=False)
-            self.stopping.wait(SYNC_EVERY_S)
+        """Also the last writing, since signals come to the main thread alone."""
+        try:
+            while not self.stopping.is_set():
+                self._try(over=False)
+                self.stopping.wait(SYNC_EVERY_S)
+        finally:
+            try:
+                self._try(over=True)
+            finally:
+                self.closed.set()
 
     def _try(self, over: bool) -> None:
         from mlflow.exceptions import MlflowException

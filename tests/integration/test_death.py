@@ -2,16 +2,22 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from jobs.record import RowWriter
+from sweeper.plan import make_plan
+from sweeper.spec import load_sweep
 from sweeper.store import Store
 
 from .conftest import ROOT, environment, sweeper, until, write_spec
@@ -32,6 +38,17 @@ def survivors(children: list[psutil.Process]) -> list[psutil.Process]:
     """What is left a minute later. Ray's two agents notice only after minutes that their node is gone, and then go."""
     _, alive = psutil.wait_procs([p for p in children if not _name(p).endswith("Agent")], timeout=60)
     return alive
+
+
+def listeners(driver: int) -> list[tuple[str, str]]:
+    """(process, address) of every socket on which the driver or what it has started waits for connections."""
+    found = []
+    for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # gone since it was listed
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN:
+                    found.append((process.name(), socket.laddr.ip.removeprefix("::ffff:")))
+    return found
 
 
 def _name(process: psutil.Process) -> str:
@@ -118,7 +135,8 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
 ) -> None:
     """One of two gloo workers, or their controller; the trial goes on in a new lane, the sweep succeeds.
 
-    A lane takes all CPUs, so what a dead one has reserved must be given back.
+    A lane takes all CPUs, so what a dead one has reserved must be given back. While it trains, everybody
+    listens on loopback alone.
     """
     half = (os.cpu_count() or 2) / 2
     grid: dict[str, Any] = {
@@ -136,6 +154,9 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
         until("a plan", lambda: "pair" in store.sweeps())
         victim = until("a checkpoint", lambda: under_way(store, "pair") or _ended(driver, storage))
         process = until(kind, lambda: _child(driver.pid, kind))
+        listening = listeners(driver.pid)
+        assert len(listening) > 10  # Ray's own, a store, gloo
+        assert not [one for one in listening if not ip_address(one[1]).is_loopback], listening
         os.kill(process, signal.SIGKILL)
         assert driver.wait(timeout=300) == 0, (storage / "driver.log").read_text()
     finally:
@@ -221,6 +242,47 @@ def test_a_stopped_driver_leaves_nothing_running_and_continues(storage: Path, tm
     assert "RUNNING" not in {r.info.status for r in runs_of(storage, "stop")}
     assert sweeper("run", spec, storage=storage).returncode == 0
     assert {r.info.status for r in runs_of(storage, "stop")} == {"FINISHED"}
+
+
+def test_a_signal_while_runs_are_closed_in_mlflow_ends_the_driver_after_that(storage: Path, tmp_path: Path) -> None:
+    """The database is locked as the driver leaves; a stop that comes then must leave no run RUNNING."""
+    store = Store(storage)
+    plan = make_plan(load_sweep(write_spec(tmp_path, name="late")), tmp_path)
+    store.save_plan("late", plan.spec.text, plan.trials, {"source": "late.yaml"})
+    for trial in plan.trials:
+        store.trial(trial.key).create(trial)
+        RowWriter(store.trial(trial.key)).write({"step": 0, "train/nll": 1.0})
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    code = (
+        "import signal, sys, time; from pathlib import Path; from sweeper.cli import _interrupt\n"
+        "from sweeper.store import Store; from sweeper.tracking import TrackingThread\n"
+        "signal.signal(signal.SIGTERM, _interrupt)\n"
+        "with TrackingThread(Store(Path(sys.argv[1])), 'late', sys.argv[2]) as writing:\n"
+        "    while writing.tracking is None or len(writing.tracking.run_ids()) < 3:\n        time.sleep(0.1)\n"
+        "    print('written', flush=True)\n    sys.stdin.readline()\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, str(storage), uri], cwd=ROOT, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    try:
+        assert driver.stdout.readline() == "written\n"
+        with sqlite3.connect(storage / "mlflow.db", isolation_level=None, timeout=60) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            driver.stdin.write("\n")
+            driver.stdin.flush()
+            time.sleep(1)  # it waits for the database now
+            driver.terminate()
+            time.sleep(1)
+            assert driver.poll() is None
+            other.execute("COMMIT")
+        assert driver.wait(timeout=60) != 0
+    finally:
+        driver.kill()
+        driver.wait()
+    assert {r.info.status for r in runs_of(storage, "late")} == {"KILLED"}
 
 
 def test_a_second_driver_is_refused(storage: Path, tmp_path: Path) -> None:

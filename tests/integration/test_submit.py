@@ -1,4 +1,5 @@
-"""A sweep submitted to a cluster: detached, stopped, resumed, its head killed, resumed, watched to its end.
+"""A sweep submitted to a cluster: detached, stopped, resumed, its head killed, resumed, watched to its end; then two
+sweeps, the driver of one killed.
 
 All from a process that sees only the Jobs API.
 """
@@ -6,15 +7,19 @@ All from a process that sees only the Jobs API.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeper.control import driver
 from sweeper.store import Store
 
 from .conftest import ROOT, Head, environment, until, write_spec
@@ -27,14 +32,24 @@ class Client:
         self.head, self.storage = head, storage
 
     def __call__(self, *args: object, secret: bool = True, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        where = ["--address", self.head.api, "--python", sys.executable, "--storage", self.storage]
         done = subprocess.run(
-            [sys.executable, "-m", "sweeper", *map(str, args), *map(str, where)],
+            self._command(args),
             cwd=ROOT, env=environment() | (self.head.secret if secret else {"HOME": "/nonexistent"}),
             capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert code is None or done.returncode == code, done.stdout + done.stderr
         return done
+
+    def start(self, *args: object) -> subprocess.Popen[str]:
+        """A command that goes on beside the test."""
+        return subprocess.Popen(
+            self._command(args), cwd=ROOT, env=environment() | self.head.secret,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def _command(self, args: Sequence[object]) -> list[str]:
+        where = ["--address", self.head.api, "--python", sys.executable, "--storage", self.storage]
+        return [sys.executable, "-m", "sweeper", *map(str, args), *map(str, where)]
 
     def facts(self, *args: object, code: int | None = 0) -> Any:
         return json.loads(self(*args, "--json", code=code).stdout)
@@ -57,7 +72,7 @@ def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
 def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: Path, tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path, name="far", concurrency=None,
-        train={"lr": 1e-3, "batch_size": 32, "steps": 3000, "max_length": 32, "checkpoint_every": 10},
+        train={"lr": 1e-3, "batch_size": 32, "steps": 3000, "max_length": 32, "checkpoint_every": 100_000},
     )  # fmt: skip
     assert "no Ray token" in client("submit", spec, secret=False, code=2).stderr
     outside = write_spec(tmp_path, name="outside")
@@ -79,29 +94,25 @@ def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: P
     status = client.facts("status", "far", code=1)
     assert not status["done"]
     assert any(t["step"] >= 20 for t in status["trials"])
+    key = stops_cleanly(client, store)
+
+    assert client.facts("resume", "far")["job"] == "far-2"
+    goes_on(store)
     with ThreadPoolExecutor() as two:  # the second one ends at once what the first one waits for
         said = list(two.map(lambda _: client("stop", "far").stdout, range(2)))
     assert any("far: stopped" in words for words in said)
     assert all("far: stopped" in words or "far: not running" in words for words in said)
-    assert mlflow_statuses(storage, "far") <= {"KILLED", "FINISHED"}
-    until("the job's end", lambda: client.facts("list")[0]["status"] == "STOPPED")
-    assert "far: not running" in client("stop", "far").stdout
-    assert "far: 3 trials, 0 done before" in client("logs", "far").stdout
-    key = next(f.key for f in trials(store) if f.rows() and f.spec().objective is not None)
-    assert "train/nll" in client("logs", "far", key).stdout
-    kept = [f.key for f in trials(store) if f.result() is None and f.checkpoints()]
-    assert kept  # it was stopped in the middle
-
-    assert client("resume", "far").stdout.strip() == "far-2"
+    until("its job's end", lambda: client.facts("list")[1]["status"] == "STOPPED")
+    assert client("resume", "far").stdout.strip() == "far-3"
     goes_on(store)
-    client.head.die()
+    dies_under_followers(client, key)
     assert "is the cluster up" in client("status", "far", code=2).stderr
     client.head.start()  # with nothing of what it knew: the storage has it all
     assert client("resume", "far").stdout.strip() == "far-1"
     goes_on(store)
     board = client("watch", "far").stdout  # a line a change, where there is no terminal
     assert "3 of 3 trials over" in board.splitlines()[-1], board
-    assert "far-1: SUCCEEDED" in client("wait", "far").stdout
+    assert client.facts("wait", "far")["status"] == "SUCCEEDED"
     assert client("logs", "-f", "far").stdout.rstrip().endswith(f"sweeper ui --storage {storage}")
     results = [f.result() or {} for f in trials(store)]
     assert {r["status"] for r in results} == {"finished"}
@@ -109,6 +120,91 @@ def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: P
     assert mlflow_statuses(storage, "far") == {"FINISHED"}
     assert len(client.facts("report", "far")["leaderboard"]) == 3
     assert [job["status"] for job in client.facts("list")] == ["SUCCEEDED"]
+    a_driver_dies_beside_another(client, store, tmp_path)
+
+
+def stops_cleanly(client: Client, store: Store) -> str:
+    """With checkpoints, and nothing left behind; the second time at once. Returns a trial that was under way."""
+    started = time.monotonic()
+    assert client.facts("stop", "far") == {"sweep": "far", "stopped": True}
+    first = time.monotonic() - started
+    under_way = [f for f in trials(store) if f.result() is None and f.rows() and f.spec().objective is not None]
+    assert under_way  # it was stopped in the middle
+    assert {f"step-{f.rows()[-1]['step']:08.0f}" for f in under_way} == {f.checkpoints()[-1].name for f in under_way}
+    assert "KILLED" in mlflow_statuses(store.root, "far")
+    assert "RUNNING" not in mlflow_statuses(store.root, "far")
+    until("the job's end", lambda: client.facts("list")[0]["status"] == "STOPPED")
+    assert left_on(client.head) == []
+    started = time.monotonic()
+    assert "far: not running" in client("stop", "far").stdout
+    assert time.monotonic() - started < first
+    assert "far: 3 trials, 0 done before" in client("logs", "far").stdout
+    key: str = under_way[0].key
+    assert "train/nll" in client("logs", "far", key).stdout
+    return key
+
+
+def dies_under_followers(client: Client, key: str) -> None:
+    """The head, under who reads the driver's lines and a trial's rows."""
+    followers = [client.start("logs", "-f", "far"), client.start("logs", "-f", "far", key, "--json")]
+    row = json.loads(until("a row of the trial", followers[1].stdout.readline))  # type: ignore[union-attr]
+    assert {"step", "time"} < row.keys()
+    until("a line of the driver", followers[0].stdout.readline)  # type: ignore[union-attr]
+    client.head.die()
+    for follower in followers:
+        _, told = follower.communicate(timeout=60)
+        assert (follower.returncode, len(told.splitlines())) == (2, 1), told
+        assert "is the cluster up" in told
+
+
+def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> None:
+    """kill -9 of the driver that has the broker: the sweep beside it goes on, takes the room and ends."""
+    train = {"lr": 1e-3, "batch_size": 32, "max_length": 32, "checkpoint_every": 20}
+    client("submit", write_spec(folder, name="first", train=train | {"steps": 3000, "lr": 2e-3}, concurrency=None))
+    until("both lanes of the first sweep", lambda: len(training(store, "first")) == 2)
+    client("submit", write_spec(folder, name="second", train=train | {"steps": 1500}, concurrency=None))
+    until("the second sweep beside it", lambda: training(store, "second"))
+    assert training(store, "first")
+    found = driver(store, "first")
+    assert found is not None
+    os.kill(found[0], signal.SIGKILL)
+    until("the second sweep in all the room", lambda: len(training(store, "second")) == 2)
+    until("the job's end", lambda: client.facts("list", code=0)[-2]["status"] == "FAILED")
+    assert client("wait", "second").returncode == 0
+    assert "RUNNING" in mlflow_statuses(store.root, "first")  # nobody was left to close them
+    assert client("resume", "first").stdout.strip() == "first-2"
+    assert client("wait", "first").returncode == 0
+    results = [store.trial(key).result() or {} for name in ("first", "second") for key in store.trials(name)]
+    assert {r["status"] for r in results} == {"finished"}
+    assert any(r.get("resumed_from") for r in results)
+    assert mlflow_statuses(store.root, "first") == mlflow_statuses(store.root, "second") == {"FINISHED"}
+
+
+def training(store: Store, sweep: str) -> list[str]:
+    """Trials that have begun, and are not over."""
+    if sweep not in store.sweeps():
+        return []
+    folders = [store.trial(key) for key, trial in store.trials(sweep).items() if trial.objective is not None]
+    return [f.key for f in folders if f.result() is None and f.rows() and f.rows()[-1]["step"] >= 20]
+
+
+def left_on(head: Head) -> list[str]:
+    """Actors and placement groups that are there, of whoever. Ray's own do not count: a job's supervisor, which goes
+    with it, and Ray Train's coordinator, one a cluster, which stays."""
+    code = (
+        "import json, sys, ray; from ray.util import placement_group_table; from ray.util.state import list_actors\n"
+        "ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
+        "groups = [g['state'] for g in placement_group_table().values() if g['state'] != 'REMOVED']\n"
+        "rays = ('JobSupervisor', '_AutoscalingCoordinatorActor')\n"
+        "actors = [a.class_name for a in list_actors() if a.state != 'DEAD' and a.class_name not in rays]\n"
+        "print(json.dumps(groups + actors))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, head.address], env=environment() | head.secret,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def goes_on(store: Store) -> None:

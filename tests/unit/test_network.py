@@ -18,6 +18,7 @@ def test_what_the_user_says_stays_and_an_unknown_address_decides_nothing(monkeyp
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     meet_at("203.0.113.7")  # of a documentation range: nobody's
     assert "GLOO_SOCKET_IFNAME" not in os.environ
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "ib0")
     meet_at("127.0.0.1")
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
