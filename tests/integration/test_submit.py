@@ -162,7 +162,7 @@ def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> 
     train = {"lr": 1e-3, "batch_size": 32, "max_length": 32, "checkpoint_every": 20}
     client("submit", write_spec(folder, name="first", train=train | {"steps": 3000, "lr": 2e-3}, concurrency=None))
     until("both lanes of the first sweep", lambda: len(training(store, "first")) == 2)
-    client("submit", write_spec(folder, name="second", train=train | {"steps": 1500}, concurrency=None))
+    client("submit", write_spec(folder, name="second", train=train | {"steps": 600}, concurrency=None))
     until("the second sweep beside it", lambda: training(store, "second"))
     assert training(store, "first")
     found = driver(store, "first")

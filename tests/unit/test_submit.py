@@ -255,10 +255,10 @@ def test_what_has_ended_is_not_said_to_be_stopped_and_nothing_is_taken_back_besi
 def test_the_doctor_looks_for_every_file_that_a_plan_names(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "bench.jsonl", "held.jsonl"):
         (tmp_path / name).write_text('{"prompt": "a", "response": "b"}\n')
-    mixture = "{parts: [{path: a.jsonl}, {path: b.jsonl}], benchmarks: [{path: bench.jsonl}]}"
-    task = f"{mixture}, {{path: a.jsonl, heldout_path: held.jsonl}}"
+    task = "{parts: [{path: a.jsonl}, {path: b.jsonl}], benchmarks: [{path: bench.jsonl}]}"
+    task += ", {path: a.jsonl, heldout_path: held.jsonl}"
     plan = make_plan(parse_sweep((SPEC % "x.jsonl").replace("{path: x.jsonl}", task), "far.yaml"), tmp_path)
-    assert sorted({Path(file).name for file in data_files(plan)}) == ["a.jsonl", "b.jsonl", "bench.jsonl", "held.jsonl"]
+    assert sorted(Path(file).name for file in data_files(plan)) == ["a.jsonl", "b.jsonl", "bench.jsonl", "held.jsonl"]
 
 
 def test_every_command_for_a_cluster_takes_its_address() -> None:
