@@ -33,6 +33,7 @@ TOGETHER = {
 FIRST = ("test_sweep.py::",)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
     for item in items:
