@@ -109,7 +109,7 @@ def record(storage: Path) -> dict[str, tuple[str, int]]:
 
 
 # task of examples/smollm2-continuum.yaml -> training examples, mean p measured elsewhere, how far off it may be
-KNOWN = {"gsm8k": (40, 0.57, 0.005), "pubmedqa": (24, 0.31, 0.05), "figlet": (12, 0.01, 0.008)}
+KNOWN = {"gsm8k": (40, 0.57, 0.005), "pubmedqa": (24, 0.31, 0.05), "figlet": (12, 0.01, 0.01)}
 
 
 @pytest.mark.skipif(not (DATA / "pubmedqa").exists(), reason=f"no gsm8k and pubmedqa in {DATA}")
@@ -119,7 +119,8 @@ def test_a_real_backbone_knows_what_was_measured_elsewhere(tmp_path: Path) -> No
     """One forward pass there, over 30 to 40 examples, target tokens with EOS; here over the first rows of each file.
 
     gsm8k: the first 40 are those that 0.57 came from; others of its examples give up to 0.61 (docs/log.md). Of the rest
-    nobody noted which they were, nor pubmedqa's prompt: 0.05 is 2.5 standard errors between two samples of 24 and 35.
+    nobody noted which they were, nor pubmedqa's prompt: 0.05 is 2.5 standard errors between two samples of 24 and 35,
+    and figlet is only held below 0.02: over 8 to 32 of its examples it was 0.002 to 0.007.
     """
     sweep = yaml.safe_load((ROOT / "examples" / "smollm2-continuum.yaml").read_text())
     (backbone,) = sweep["grid"]["backbone"]
