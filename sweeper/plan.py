@@ -239,6 +239,13 @@ def _check_names(trials: Iterable[TrialSpec], problems: list[str]) -> None:
             thing = getattr(trial, axis)
             if first.setdefault(thing.name, thing.identity()) != thing.identity():
                 problems.append(f"grid.{axis}: two different ones are called '{thing.name}'; give each a name")
+    rates: dict[str, float | None] = {}
+    for trial in trials:
+        name, lr = trial.backbone.name, trial.backbone.lr
+        if trial.objective is not None and rates.setdefault(name, lr) != lr:  # or they would pass for seeds
+            problems.append(
+                f"grid.backbone: '{name}' with lr {rates[name]} and {lr}; write them apart, each with a name"
+            )
 
 
 def _no_match(override: Override, trials: Iterable[TrialSpec]) -> str:
