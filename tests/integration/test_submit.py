@@ -162,15 +162,16 @@ def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> 
     train = {"lr": 1e-3, "batch_size": 32, "max_length": 32, "checkpoint_every": 20}
     client("submit", write_spec(folder, name="first", train=train | {"steps": 3000, "lr": 2e-3}, concurrency=None))
     until("both lanes of the first sweep", lambda: len(training(store, "first")) == 2)
-    client("submit", write_spec(folder, name="second", train=train | {"steps": 600}, concurrency=None))
+    client("submit", write_spec(folder, name="second", train=train | {"steps": 2000}, concurrency=None))
     until("the second sweep beside it", lambda: training(store, "second"))
     assert training(store, "first")
     found = driver(store, "first")
     assert found is not None
     os.kill(found[0], signal.SIGKILL)
-    until("the second sweep in all the room", lambda: len(training(store, "second")) == 2)
     until("the job's end", lambda: client.facts("list", code=0)[-2]["status"] == "FAILED")
     assert client("wait", "second").returncode == 0
+    rows = [store.trial(k).rows() for k, t in store.trials("second").items() if t.objective is not None]
+    assert max(r[0]["time"] for r in rows) < min(r[-1]["time"] for r in rows)  # at once, in all the room
     assert "RUNNING" in mlflow_statuses(store.root, "first")  # nobody was left to close them
     assert client("resume", "first").stdout.strip() == "first-2"
     assert client("wait", "first").returncode == 0
