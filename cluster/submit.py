@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import shlex
@@ -29,6 +30,10 @@ _NOT_OURS = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\tINFO \S+\.py:\d+ 
 
 class ClusterError(ConnectionError):
     """The cluster's Jobs API does not answer, refuses us, or has no such sweep; the message says what to do."""
+
+
+class JobTimeout(ClusterError):
+    """A short job that does not come to its end; the message says how far it came."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,16 @@ class Cluster:
         self._start(f"{sweep}-{number}", arguments, bundle, env, {SWEEP: sweep})
         return self.newest(sweep)
 
-    def run(self, arguments: list[str], bundle: Path | None, env: dict[str, str]) -> tuple[str, int]:
-        """A short command on the cluster, waited for: (what it printed, its exit status)."""
+    def run(
+        self, arguments: list[str], bundle: Path | None, env: dict[str, str], limit_s: float = math.inf
+    ) -> tuple[str, int]:
+        """A short command on the cluster, waited for: (what it printed, its exit status). Raises JobTimeout."""
         id_ = self._start(None, arguments, bundle, env, {})
+        give_up = time.monotonic() + limit_s
         with _told(self.address):
             while str(self.client.get_job_status(id_)) not in OVER:
+                if time.monotonic() > give_up:
+                    raise self._unfinished(id_, limit_s)
                 time.sleep(POLL_S)
             job = _job(self.client.get_job_info(id_))
             text = ours(self.client.get_job_logs(id_))
@@ -121,6 +131,13 @@ class Cluster:
         if code and "No module named" in text:
             text += f"the cluster's '{self.python}' lacks a package; name the right interpreter with --python\n"
         return text if text or not code else job.message + "\n", code
+
+    def _unfinished(self, id_: str, limit_s: float) -> JobTimeout:
+        """Stops the job; its record stays, for whoever looks into it."""
+        job = _job(self.client.get_job_info(id_))
+        last = (ours(self.client.get_job_logs(id_)).strip().splitlines() or ["it has printed nothing"])[-1]
+        self.client.stop_job(id_)
+        return JobTimeout(f"job {id_} is {job.status} after {limit_s:g} s: {job.message}; last of its log: {last}")
 
     @contextmanager
     def streamed(self, arguments: list[str], bundle: Path | None, env: dict[str, str]) -> Iterator[Iterator[str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import ConnectError, connected, http_status
 from cluster.finding import Finding, Level, exit_status, lines, verdict
-from cluster.submit import Cluster, ClusterError, has_token
+from cluster.submit import READY_S, Cluster, ClusterError, JobTimeout, has_token
 from sweeper.options import (
     ON_CLUSTER,
     add,
@@ -47,6 +47,8 @@ TOKEN = (
     "a cluster that asks for none: --insecure"
 )
 UP = "is the head up, is this its address, and does a firewall let this port through? (`ray status` on the head)"
+HANGS = "`ray status` on the head, and what the head's /tmp/ray/session_latest/logs say of this job"
+STEPS = 3  # of the doctor's on a cluster that take --time-limit each, should nobody answer
 PYTHON = "name an interpreter that has the packages of constraints.txt with --python (and leave --no-ship out)"
 
 
@@ -57,7 +59,11 @@ def add_commands(commands: Any) -> None:
     tracking_options(sub)
     cluster_options(sub, address=ADDRESS)
     sub.add_argument(
-        "--time-limit", metavar="SECONDS", type=float, default=60.0, help="for a node's answer (default: 60)"
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="for a node's answer (default: 60); a doctor that runs as a job gets a minute and three times as long",
     )
     json_option(sub)
 
@@ -120,7 +126,10 @@ def _ask(args: argparse.Namespace, text: str | None) -> list[Finding] | None:
     try:
         cluster = Cluster(args.address, args.python, insecure=True)  # whether that is meant was judged above
         words += ["--insecure"] if args.insecure else []
-        printed, code = remote.ask(cluster, words, {ON_CLUSTER: "1"}, not args.no_ship, text)
+        limit_s = READY_S + STEPS * args.time_limit
+        printed, code = remote.ask(cluster, words, {ON_CLUSTER: "1"}, not args.no_ship, text, limit_s)
+    except JobTimeout as error:
+        return [*findings, Finding("error", "job", str(error), "client", HANGS)]
     except ClusterError as error:
         return [*findings, refused(str(error), "client")]
     start = printed.find('{\n "healthy"')

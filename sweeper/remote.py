@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -58,11 +59,19 @@ def submit(cluster: Cluster, plan: Plan, arguments: list[str], env: dict[str, st
 
 
 def ask(
-    cluster: Cluster, arguments: list[str], env: dict[str, str], ship: bool, text: str | None = None
+    cluster: Cluster,
+    arguments: list[str],
+    env: dict[str, str],
+    ship: bool,
+    text: str | None = None,
+    limit_s: float = math.inf,
 ) -> tuple[str, int]:
-    """Run a command of this program on the cluster: (what it printed, its exit status). text: a sweep file for it."""
+    """Run a command of this program on the cluster: (what it printed, its exit status). Raises JobTimeout.
+
+    text: a sweep file for it; limit_s: how long it may take
+    """
     with bundle(text, ship) as folder:
-        return cluster.run(arguments, folder, env)
+        return cluster.run(arguments, folder, env, limit_s)
 
 
 @contextmanager

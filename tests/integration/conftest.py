@@ -172,6 +172,8 @@ class Head:
         self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.port, self.dashboard, self.others = free_port(), free_port(), [free_port(), free_port()]
         self.address, self.api = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard}"
+        # a job looks its cluster up in a file there; short, for sockets lie below it
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
 
     def start(self) -> None:
         command = [
@@ -179,28 +181,29 @@ class Head:
             f"--port={self.port}", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
             f"--dashboard-agent-listen-port={self.others[0]}", f"--ray-client-server-port={self.others[1]}",
-            "--disable-usage-stats", *self.options,
+            "--disable-usage-stats", f"--temp-dir={self.folder}", *self.options,
         ]  # fmt: skip
+        own = self.folder / "ray_current_cluster"  # written last
+        own.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             command, env=environment() | self.secret | self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        until("the head", lambda: answers(self.port) and answers(self.dashboard), timeout_s=120)
+        until("the head", lambda: own.exists() and answers(self.port) and answers(self.dashboard), timeout_s=120)
 
     def die(self) -> None:
         """kill -9 of the node and of all that runs on it, drivers too: what a machine does that loses its power."""
-        started = psutil.Process(self.process.pid)
-        for process in [started, *started.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self.process.pid)
+            for process in [started, *started.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait(timeout=60)
         until("its ports", lambda: not answers(self.port) and not answers(self.dashboard), timeout_s=60)
 
     def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=60)
-        last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # ended by signal, the head leaves it behind
-        if last.exists() and last.read_text().endswith(f":{self.port}"):
-            last.unlink()
+        """Not in order, for which Ray takes up to half a minute."""
+        self.die()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture

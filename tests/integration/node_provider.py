@@ -1,7 +1,8 @@
-"""Nodes for Ray's autoscaler on one host: real ones (`ray start`), each with a /tmp/ray of its own.
+"""Nodes for Ray's autoscaler on one host: real ones (`ray start`), each with a folder of its own.
 
-Ray's provider for laptops starts nodes that share that folder, and the agent of one deletes what a job has shipped to
-the other as soon as it has no use for it itself. A node comes once the file $NODE_GATE is there.
+Ray's provider for laptops starts nodes that share their folder, and the agent of one deletes what a job has shipped to
+the other as soon as it has no use for it itself. A node comes once the file $NODE_GATE is there; its folder is at
+$NODE_FOLDER, the head's, where it sees nothing but its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-START = 'until [ -e "$NODE_GATE" ]; do sleep 0.2; done; mount -t tmpfs tmpfs /tmp/ray && exec "$@"'
+START = 'until [ -e "$NODE_GATE" ]; do sleep 0.2; done; mount -t tmpfs tmpfs "$NODE_FOLDER" && exec "$@"'
 
 
 class Provider(FakeMultiNodeProvider):

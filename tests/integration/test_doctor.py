@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,17 @@ def test_a_healthy_cluster_over_the_jobs_api(head: Head, tmp_path: Path) -> None
     assert not {level for findings in found.values() for f in findings if (level := f["level"]) == "error"}
     assert not list(storage.iterdir())  # its marks are gone
 
-    # three broken ones that need no other cluster
+    # broken ones that need no other cluster
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\necho hello\nsleep 600\n")
+    hangs.chmod(0o755)
+    run = f"from cluster.submit import Cluster; Cluster('{head.api}', '{hangs}').run([], None, {{}}, 5)"
+    said = subprocess.run(
+        [sys.executable, "-c", run],
+        cwd=ROOT, env=environment() | head.secret, capture_output=True, text=True, timeout=300, check=False,
+    ).stderr  # fmt: skip
+    told = r"JobTimeout: job \w+ is RUNNING after 5 s: .*; last of its log: (hello|it has printed)"
+    assert re.search(told, said), said
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 64}
     assert "RAY_AUTH_TOKEN" in doctor(*where, secret=wrong, code=1)["token"][0]["remedy"]
     dead = ["--address", f"http://127.0.0.1:{free_port()}", "--storage", storage]

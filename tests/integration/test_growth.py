@@ -1,6 +1,6 @@
 """A cluster with no worker: Ray's own autoscaler brings one when a sweep comes, and takes it away when it is over.
 
-Its nodes are processes on this host (node_provider.py). Needs root, for a /tmp/ray a node.
+Its nodes are processes on this host (node_provider.py). Needs root, for a folder a node.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def growing(tmp_path: Path) -> Iterator[Head]:
     head.cpus, head.options = 0, [f"--autoscaling-config={config}"]
     head.env = {
         "PYTHONPATH": str(ROOT), GROWS_TO: declare([(1, 2, 0)]), "NODE_GATE": str(tmp_path / "gate"),
+        "NODE_FOLDER": str(head.folder),
         "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     }  # fmt: skip

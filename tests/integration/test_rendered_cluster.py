@@ -7,6 +7,7 @@ manifest's, both nodes are this host. The pods themselves, KubeRay and its submi
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,12 +91,13 @@ def test_the_rendered_job_trains_and_a_second_one_has_nothing_to_do(spec: Path, 
     probe = head["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]
     page = f"http://127.0.0.1:{dashboard}"
     with ExitStack() as nodes:
-        nodes.callback(forget, gcs)
+        folder = tempfile.mkdtemp(prefix="ray-")  # both nodes', as in a cluster of their own
+        nodes.callback(shutil.rmtree, folder, ignore_errors=True)
         nodes.enter_context(
             ray_start(
                 head["rayStartParams"] | {"dashboard-host": "127.0.0.1"}, env,
                 **{"port": gcs, "dashboard-port": dashboard, "ray-client-server-port": free_port()},
-                **{"dashboard-agent-listen-port": agent},
+                **{"dashboard-agent-listen-port": agent, "temp-dir": folder},
             )
         )  # fmt: skip
         until("the readiness probe", lambda: status(page + probe["path"]) == 200, timeout_s=120)
@@ -128,10 +130,3 @@ def cpus(page: str, secret: dict[str, str]) -> str:
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         return str(json.loads(answer.read()))
-
-
-def forget(port: int) -> None:
-    """Ended by signal, a head leaves behind where it was."""
-    last = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    if last.exists() and last.read_text().endswith(f":{port}"):
-        last.unlink()
