@@ -26,6 +26,9 @@ KEY = "sweeper.key"
 SYNC_EVERY_S = 2.0
 CLOSE_S = 60.0  # for the runs to be closed when somebody does not want to wait
 BATCH = 1000  # MLflow's limit of metrics in one request
+PAGE = 1000  # runs in one answer
+# of a result: what a worker could take at once
+AT_ONCE = ("micro_batch_size", "evaluated_at_once")
 NOT_MADE = "is not there yet, the first sweep makes it"
 FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 # a server that is down is asked again at the next sync, so no request needs MLflow's own minutes of retries
@@ -111,7 +114,7 @@ class Tracking:
         runs: list[Run] = []
         token: str | None = None
         while token is not None or not runs:
-            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment_id], max_results=PAGE, page_token=token)
             runs += page
             token = page.token
             if not token:
@@ -148,14 +151,8 @@ class Tracking:
             result = folder.result() or {}
             self.client.set_tag(run_id, "sweeper.rows", str(offset))
             self.client.set_tag(run_id, "status", status)
-            if check := result.get("objective_check"):
-                self.client.set_tag(run_id, "objective.digest", check["digest"])
-            for name, value in _memory_tags(result.get("memory")).items():
+            for name, value in _tags_of(result).items():
                 self.client.set_tag(run_id, name, value)
-            if result.get("gate_at") is not None:
-                self.client.set_tag(run_id, "objective.gate_at", str(result["gate_at"]))
-            if result.get("together"):  # no param: a trial that goes on may do so in another group
-                self.client.set_tag(run_id, "together", str(result["together"]))
             if result.get("error"):
                 self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
             elif "error" in run.data.tags:
@@ -268,8 +265,19 @@ def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
     return {s: view_url(server, str(e.experiment_id), "means") for s, e in found.items() if e is not None}
 
 
+def _tags_of(result: dict[str, Any]) -> dict[str, str]:
+    """What a trial came to: no params, since a trial may go on where these differ."""
+    tags = {f"execution.{name}": str(result[name]) for name in AT_ONCE if name in result}
+    if check := result.get("objective_check"):
+        tags["objective.digest"] = check["digest"]
+    if result.get("gate_at") is not None:
+        tags["objective.gate_at"] = str(result["gate_at"])
+    if result.get("together"):
+        tags["together"] = str(result["together"])
+    return tags | _memory_tags(result.get("memory"))
+
+
 def _memory_tags(memory: dict[str, Any] | None) -> dict[str, str]:
-    """Tags, since a parameter may not change when a trial is run again."""
     if memory is None:
         return {}
     peak = max(a + b for a, b in zip(memory["peak_bytes"], memory["outside_bytes"], strict=True))
