@@ -13,7 +13,6 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import placement_group_table, remove_placement_group
 
 from cluster.broker import HEARTBEAT_S, Share
@@ -30,6 +29,7 @@ from sweeper.gpu_memory import larger_share, placed, remember
 from sweeper.gpu_share import Measure, in_words, parts_of
 from sweeper.grouping import regrouped
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
+from sweeper.lane_trainer import LaneTrainer
 
 GIB = 1 << 30
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
@@ -41,23 +41,11 @@ SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
 
 
-# Callbacks of Ray Train 2.60 that start a process a lane for what a lane does not have or we do ourselves:
-# shards of datasets; removing a dead controller's placement group, for which it asks the dashboard every second.
-UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-
-
 def serve(config: dict[str, Any]) -> None:
     """jobs.worker.serve, imported (with torch) by the workers alone."""
     from jobs import worker
 
     worker.serve(config)
-
-
-class LaneTrainer(DataParallelTrainer):
-    """Ray Train's data-parallel run without what a lane never uses."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
 
 
 class LanePool:

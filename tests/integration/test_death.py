@@ -129,11 +129,11 @@ def test_killed_driver_continues_where_it_was(storage: Path, tmp_path: Path) -> 
         assert numbers(store, key) == numbers(Store(calm), key), key
 
 
-@pytest.mark.parametrize("kind", ["RayTrainWorker", "TrainController"])
+@pytest.mark.parametrize("kind", ["RayTrainWorker", "SynchronizationActor"])
 def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
     storage: Path, tmp_path: Path, kind: str
 ) -> None:
-    """One of two gloo workers, or their controller; the trial goes on in a new lane, the sweep succeeds.
+    """One of two gloo workers, or the barrier between them; the trial goes on in a new lane, the sweep succeeds.
 
     A lane takes all CPUs, so what a dead one has reserved must be given back. While it trains, everybody
     listens on loopback alone.

@@ -1,14 +1,20 @@
 """What ended a lane: a death, which is worth another try, or something raised, which would be raised again."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import ray
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from sweeper.lanes import UNUSED, LaneTrainer, _reason, is_death, serve
+from sweeper import lane_trainer
+from sweeper.lane_trainer import UNUSED, LaneTrainer
+from sweeper.lanes import _reason, is_death, serve
 
 DEATH = WorkerHealthCheckFailedError("worker 1", ray.exceptions.RayActorError())
 GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
@@ -44,3 +50,25 @@ def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path)
     ours = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
     assert upstream - ours == UNUSED
     assert ours
+
+
+@pytest.mark.parametrize(
+    ("ours", "upstream"),
+    [
+        (LaneTrainer, DataParallelTrainer),
+        (lane_trainer._Controller, TrainController),
+        (lane_trainer._Workers, WorkerGroup),
+        (lane_trainer._Fixed, FixedScalingPolicy),
+    ],
+)
+def test_whatever_a_lane_overrides_is_there_upstream_with_the_same_arguments(ours: type, upstream: type) -> None:
+    changed = {name: value for name, value in vars(ours).items() if not name.startswith("__")}
+    for name, value in changed.items():
+        if callable(value) and not isinstance(value, type):
+            theirs = inspect.signature(getattr(upstream, name)).parameters
+            assert [(p.name, p.kind) for p in inspect.signature(value).parameters.values()] == [
+                (p.name, p.kind) for p in theirs.values()
+            ] or any(p.kind is p.VAR_KEYWORD for p in theirs.values()), name
+        else:
+            assert name in vars(upstream), name
+    assert changed.keys() - {"_abc_impl"}

@@ -1,0 +1,72 @@
+"""A lane as a run of Ray Train, without the processes that a lane never uses. All that we override of Ray Train.
+
+Seen on Ray 2.60; tests/unit/test_lanes.py notices when a part is no longer there. A run as it comes starts four
+processes beside its workers, and they stand on the driver's node, however many lanes there are. Here is one left, the
+barrier between workers:
+
+- the controller runs in the thread that calls fit(): what it does is to look at its workers four times a second;
+- the autoscaler's coordinator is not asked: a lane never changes its size, and its placement group says what it needs;
+- no manager of data-set shards, and nobody who asks the dashboard every second whether the controller lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.train import Result
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+class LaneTrainer(DataParallelTrainer):
+    """fit() trains until the lane ends, in the calling thread."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Result:
+        controller = _Controller(**parts | {"scaling_policy": _Fixed(self.scaling_config)})
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+class _Fixed(FixedScalingPolicy):
+    """Asks nobody."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
+class _Workers(WorkerGroup):
+    """Of a controller that is no actor: upstream hands on its handle, through which workers list checkpoints."""
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        given = [{name: values[i] for name, values in train_context_args.items()} for i in range(len(workers))]
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **more,
+                )
+                for worker, more in zip(workers, given, strict=True)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _Workers
