@@ -190,15 +190,13 @@ def training(store: Store, sweep: str) -> list[str]:
 
 
 def left_on(head: Head) -> list[str]:
-    """Actors and placement groups that are there, of whoever. Ray's own do not count: a job's supervisor, which goes
-    with it, and Ray Train's coordinator, one a cluster, which stays."""
+    """Actors and placement groups that are there, of whoever, but a job's supervisor, which goes with it."""
     code = (
         "import json, sys, ray; from ray.util import placement_group_table; from ray.util.state import list_actors\n"
         "ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
         "groups = [g['state'] for g in placement_group_table().values() if g['state'] != 'REMOVED']\n"
-        "rays = ('JobSupervisor', '_AutoscalingCoordinatorActor')\n"
-        "actors = [a.class_name for a in list_actors() if a.state != 'DEAD' and a.class_name not in rays]\n"
-        "print(json.dumps(groups + actors))"
+        "actors = [a.class_name for a in list_actors(address=sys.argv[1]) if a.state != 'DEAD']\n"
+        "print(json.dumps(groups + [name for name in actors if name != 'JobSupervisor']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, head.address], env=environment() | head.secret,
