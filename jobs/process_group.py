@@ -31,15 +31,11 @@ class _LaneBackend(Backend):
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         self.joined = False
-        try:
-            address, port = worker_group.execute_single(0, _meeting_place, backend_config)
-            pending = worker_group.execute_async(_join, address, port)
-            while pending:  # who fails first, not who is first: the others wait for it
-                done, pending = ray.wait(pending)
-                ray.get(done)
-        except ray.exceptions.RayError:  # one raised, or died; Ray Train 2.60 would keep their placement group
-            worker_group.shutdown()
-            raise
+        address, port = worker_group.execute_single(0, _meeting_place, backend_config)
+        pending = worker_group.execute_async(_join, address, port)
+        while pending:  # who fails first, not who is first: the others wait for it
+            done, pending = ray.wait(pending)
+            ray.get(done)
         self.joined = True
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:

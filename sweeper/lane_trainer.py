@@ -12,6 +12,7 @@ barrier between workers:
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import ray
@@ -20,6 +21,9 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+# Formerly in the log of a process; what it says of a lane that ends, the records of its trials say.
+logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
@@ -47,7 +51,19 @@ class _Fixed(FixedScalingPolicy):
 
 
 class _Workers(WorkerGroup):
-    """Of a controller that is no actor: upstream hands on its handle, through which workers list checkpoints."""
+    """Of a controller that is no actor: upstream hands on its handle, through which workers list checkpoints.
+
+    And a group that breaks after its workers are there, and before they train, gives back what it holds: upstream
+    forgets it with all its CPUs.
+    """
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception:
+            if self.has_started():
+                self._worker_group_state.shutdown()
+            raise
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
         given = [{name: values[i] for name, values in train_context_args.items()} for i in range(len(workers))]

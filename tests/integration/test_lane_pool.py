@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util import placement_group_table
 
 from cluster.broker import Share
 from jobs.record import TrialFolder
@@ -15,6 +18,7 @@ from jobs.spec import TrialSpec
 from sweeper.board import Board
 from sweeper.gpu_memory import placed, remember
 from sweeper.gpu_share import Measure
+from sweeper.lane_trainer import LaneTrainer
 from sweeper.lanes import LanePool
 
 from ..unit.test_gpu_share import auto
@@ -74,3 +78,26 @@ def test_what_ends_between_a_request_to_stop_it_and_the_stop_keeps_its_result(tm
     ray.get(board.say.remote(spec.key, {"kind": "finished", "row": {}}))
     pool._drop(spec.key)
     assert (folder.result() or {})["status"] == "finished"
+
+
+class Breaks(WorkerGroupCallback):
+    """As the death of a worker at that moment does."""
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        raise ray.exceptions.RayActorError
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_group_that_breaks_between_its_workers_start_and_their_training_gives_back_its_cpus(tmp_path: Path) -> None:
+    """Nobody has such a group any more: the next one of the same lane would wait for its CPUs for ever."""
+    trainer = LaneTrainer(
+        print,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(
+            storage_path=str(tmp_path), callbacks=[Breaks()], failure_config=FailureConfig(controller_failure_limit=1)
+        ),
+    )
+    with pytest.raises(TrainingFailedError, match="failed to initialize"):
+        trainer.fit()
+    groups = [group["state"] for group in placement_group_table().values()]
+    assert groups == ["REMOVED"] * 2  # of the first attempt, and of the second
