@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ Lanes = list[tuple[Shape, int]]
 @dataclass
 class Lane:
     """One worker group. up: its workers have come; key: the trial that it runs; excess_since: not granted any more;
-    card: where it has GPUs, which node's and which.
+    card: where it has GPUs, which node's and which; unwanted: set when nobody waits for its workers any more.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Lane:
     asked_to_end: bool = False
     excess_since: float | None = None
     card: str = ""
+    unwanted: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass

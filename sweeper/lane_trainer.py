@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from typing import Any
 
 import ray
@@ -25,17 +27,26 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 # Formerly in the log of a process; what it says of a lane that ends, the records of its trials say.
 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
+ASK_S = 0.5
 UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 class LaneTrainer(DataParallelTrainer):
-    """fit() trains until the lane ends, in the calling thread."""
+    """fit() trains until the lane ends, in the calling thread.
+
+    unwanted: once it is set, fit() waits for room no longer and raises TrainingFailedError
+    """
+
+    def __init__(self, *args: Any, unwanted: threading.Event, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unwanted = unwanted
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        controller = _Controller(**parts | {"scaling_policy": _Fixed(self.scaling_config)})
+        controller = TrainController(**parts | {"scaling_policy": _Fixed(self.scaling_config)})
+        controller.worker_group_cls = _Start(self.unwanted)
         asyncio.run(controller.run())
         return controller.get_result()
 
@@ -56,6 +67,11 @@ class _Workers(WorkerGroup):
     And a group that breaks after its workers are there, and before they train, gives back what it holds: upstream
     forgets it with all its CPUs.
     """
+
+    unwanted: threading.Event
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        return _Room(super()._create_placement_group(scaling_config, worker_group_context), self.unwanted)
 
     def _start(self) -> None:
         try:
@@ -84,5 +100,31 @@ class _Workers(WorkerGroup):
         self._decorate_worker_log_file_paths(workers)
 
 
-class _Controller(TrainController):
-    worker_group_cls = _Workers
+class _Start:
+    """What a controller has a worker group from: the same call as its class upstream."""
+
+    def __init__(self, unwanted: threading.Event) -> None:
+        self.unwanted = unwanted
+
+    def create(self, **parts: Any) -> WorkerGroup:
+        group = _Workers(**parts)
+        group.unwanted = self.unwanted
+        group._start()
+        return group
+
+
+class _Room:
+    """A placement group that is waited for only while somebody wants it."""
+
+    def __init__(self, group: Any, unwanted: threading.Event) -> None:
+        self.group, self.unwanted = group, unwanted
+
+    def wait(self, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not self.unwanted.is_set() and time.monotonic() < end:
+            if self.group.wait(ASK_S):
+                return True
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.group, name)

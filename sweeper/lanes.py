@@ -93,6 +93,8 @@ class LanePool:
         """
         self.closing.set()
         self.manager.join()
+        for lane in list(self.lanes.values()):
+            lane.unwanted.set()
         if kind is None:
             for name in list(self.lanes):
                 ray.get(self.board.close.remote(name))
@@ -147,6 +149,7 @@ class LanePool:
             for lane in lanes:
                 if lane.name in todo.close:
                     lane.asked_to_end = True
+                    lane.unwanted.set()
                     ray.get(self.board.close.remote(lane.name, break_off=True))
             for shape in todo.open:
                 self._open(shape)
@@ -169,22 +172,23 @@ class LanePool:
         name = f"lane-{self.number}"
         self.number += 1
         ray.get(self.board.open.remote(name, shape))
-        thread = threading.Thread(target=self._run, args=(name, shape), daemon=True)
         self.lanes[name] = Lane(name, shape, time.monotonic())
+        thread = threading.Thread(target=self._run, args=(self.lanes[name],), daemon=True)
         self.threads.append(thread)
         thread.start()
 
-    def _run(self, name: str, shape: Shape) -> None:
+    def _run(self, lane: Lane) -> None:
+        name, shape = lane.name, lane.shape
         error, died = None, False
         try:
-            self._trainer(name, shape).fit()
+            self._trainer(lane).fit()
         except TrainingFailedError as failure:
-            error, died = _reason(failure)
-        except ray.exceptions.RayError as lost:  # its controller's host is gone, or cannot be reached
+            if lane.up or not lane.unwanted.is_set():
+                error, died = _reason(failure)
+        except ray.exceptions.RayError as lost:
             error, died = str(lost), True
         if error is not None and (group := ray.get(self.board.group_of.remote(name))) is not None:
-            remove_placement_group(group)  # what its controller has left, nobody else removes while this driver lives
-        lane = self.lanes[name]
+            remove_placement_group(group)  # if Ray Train has left it, nobody else does while this driver lives
         if error is not None and is_out_of_memory(error):
             self._make_room(name, shape)
         left = ray.get(self.board.lane_ended.remote(name, error, died))
@@ -263,9 +267,11 @@ class LanePool:
         peak, of = (f"{n / GIB:.1f} GiB" for n in (measure.peak_bytes + measure.outside_bytes, measure.total_bytes))
         self.say(f"{key} took {peak} of a GPU's {of}: a trial like it gets {in_words(count)}")
 
-    def _trainer(self, name: str, shape: Shape) -> LaneTrainer:
+    def _trainer(self, lane: Lane) -> LaneTrainer:
+        name, shape = lane.name, lane.shape
         return LaneTrainer(
             serve,
+            unwanted=lane.unwanted,
             train_loop_config={
                 "board": self.board,
                 "lane": name,

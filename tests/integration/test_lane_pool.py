@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.util import placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from cluster.broker import Share
 from jobs.record import TrialFolder
@@ -21,7 +23,8 @@ from sweeper.gpu_share import Measure
 from sweeper.lane_trainer import LaneTrainer
 from sweeper.lanes import LanePool
 
-from ..unit.test_gpu_share import auto
+from ..unit.test_gpu_share import auto, trial
+from .conftest import until
 
 GIB = 1 << 30
 
@@ -92,6 +95,7 @@ def test_a_group_that_breaks_between_its_workers_start_and_their_training_gives_
     """Nobody has such a group any more: the next one of the same lane would wait for its CPUs for ever."""
     trainer = LaneTrainer(
         print,
+        unwanted=threading.Event(),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(
             storage_path=str(tmp_path), callbacks=[Breaks()], failure_config=FailureConfig(controller_failure_limit=1)
@@ -101,3 +105,28 @@ def test_a_group_that_breaks_between_its_workers_start_and_their_training_gives_
         trainer.fit()
     groups = [group["state"] for group in placement_group_table().values()]
     assert groups == ["REMOVED"] * 2  # of the first attempt, and of the second
+
+
+@pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize("how", [None, KeyboardInterrupt])
+def test_a_sweep_that_ends_or_is_stopped_while_a_lane_waits_for_room_waits_for_nobody(
+    tmp_path: Path, how: type[BaseException] | None
+) -> None:
+    """Somebody else has all CPUs, and keeps them."""
+    spec = trial(batch_size=8)
+    holder = placement_group([{"CPU": 1}])
+    ray.get(holder.ready(), timeout=60)
+    pool, _ = pool_of([spec], tmp_path)
+
+    def waiting() -> bool:
+        return any(group["state"] == "PENDING" for group in placement_group_table().values())
+
+    with nullcontext() if how is None else pytest.raises(how), pool:
+        until("a lane that waits", waiting, timeout_s=60)
+        if how is not None:
+            raise how
+    assert not pool.lanes
+    assert not any(thread.is_alive() for thread in pool.threads)
+    assert not waiting()
+    assert pool.fruitless == 0
+    remove_placement_group(holder)

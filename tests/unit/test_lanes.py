@@ -1,6 +1,7 @@
 """What ended a lane: a death, which is worth another try, or something raised, which would be raised again."""
 
 import inspect
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path)
     """Another Ray may rename it, and then start its processes again."""
     trainer = LaneTrainer(
         serve,
+        unwanted=threading.Event(),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="lane", storage_path=str(tmp_path)),
     )
@@ -56,13 +58,13 @@ def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path)
     ("ours", "upstream"),
     [
         (LaneTrainer, DataParallelTrainer),
-        (lane_trainer._Controller, TrainController),
         (lane_trainer._Workers, WorkerGroup),
         (lane_trainer._Fixed, FixedScalingPolicy),
     ],
 )
 def test_whatever_a_lane_overrides_is_there_upstream_with_the_same_arguments(ours: type, upstream: type) -> None:
     changed = {name: value for name, value in vars(ours).items() if not name.startswith("__")}
+    assert TrainController.worker_group_cls is WorkerGroup
     for name, value in changed.items():
         if callable(value) and not isinstance(value, type):
             theirs = inspect.signature(getattr(upstream, name)).parameters
