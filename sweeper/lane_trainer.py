@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-# Formerly in the log of a process; what it says of a lane that ends, the records of its trials say.
+# It would speak on the terminal of a sweep; why a lane ended stands in the records of its trials.
 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 ASK_S = 0.5
