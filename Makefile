@@ -21,7 +21,7 @@ unit: setup  ## two minutes
 # Two at a time: half of a test is waiting for processes to come up. The image for test_compose.py is made beside them.
 integration: setup smollm2  ## real Ray, DeepSpeed, MLflow, containers
 	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
-	$(BIN)/pytest -v --durations=40 -n 2 --dist loadgroup -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST); code=$$?; \
+	$(BIN)/pytest -v --durations=40 -n 2 -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST); code=$$?; \
 	wait $$image; $(BIN)/pytest $(TIMES) -m integration $(COMPOSE_TEST) && exit $$code
 
 test-long: setup smollm2  ## the integration tests that are too long for CI

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
 # Five minutes each: `make test-long` runs them, not CI
 LONG = ("test_quickstart.py::", "test_sharing.py::")
-# Never two of them at a time: a job looks its head up in one file of the host; or one fixture serves all of a file
+# Never two of them at a time: Ray's workers take their ports from one range; or one fixture serves all of a file
 TOGETHER = {
     "heads": ("address", "doctor", "gpu_share", "growth", "rendered_cluster", "sharing", "submit"),
     "hosts": ("hosts",),
@@ -33,7 +34,6 @@ TOGETHER = {
 FIRST = ("test_sweep.py::",)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
     for item in items:
@@ -41,9 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
             if any(name in item.nodeid for name in LONG):
                 item.add_marker(pytest.mark.long)
-            for group, files in TOGETHER.items():
-                if item.path.stem.removeprefix("test_") in files:
-                    item.add_marker(pytest.mark.xdist_group(group))
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of a group one after another on one of pytest-xdist's workers; any other wherever there is room.
+
+    Its own `--dist loadgroup` marks tests by an attribute that pytest 9.2 does not read any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+        return next((group for group, files in TOGETHER.items() if file in files), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
