@@ -48,7 +48,7 @@ TOKEN = (
 )
 UP = "is the head up, is this its address, and does a firewall let this port through? (`ray status` on the head)"
 HANGS = "`ray status` on the head, and what the head's /tmp/ray/session_latest/logs say of this job"
-STEPS = 3  # of the doctor's on a cluster that take --time-limit each, should nobody answer
+STEPS = 5  # more than the steps of the doctor on a cluster that may take --time-limit each
 PYTHON = "name an interpreter that has the packages of constraints.txt with --python (and leave --no-ship out)"
 
 
@@ -63,7 +63,7 @@ def add_commands(commands: Any) -> None:
         metavar="SECONDS",
         type=float,
         default=60.0,
-        help="for a node's answer (default: 60); a doctor that runs as a job gets a minute and three times as long",
+        help="for a node's answer (default: 60); a doctor that runs as a job gets a minute and five times as long",
     )
     json_option(sub)
 

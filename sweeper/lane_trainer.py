@@ -27,7 +27,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 # It would speak on the terminal of a sweep; why a lane ended stands in the records of its trials.
 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
-ASK_S = 0.5
+ASK_S = 0.5  # between two looks whether a lane that waits for room is wanted still
 UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
