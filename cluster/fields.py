@@ -50,10 +50,18 @@ def _tracking(value: str) -> str:
     return value
 
 
+def _host_port(value: str) -> str:
+    """The value itself is not in the message: it may hold a password."""
+    if not re.fullmatch(r"[A-Za-z0-9.-]+:\d{1,5}", value):
+        raise ValueError("HOST:PORT, as all nodes reach it; its password belongs in the Secret redis.secret")
+    return value
+
+
 Label = Annotated[str, AfterValidator(_label)]
 Image = Annotated[str, AfterValidator(_pinned)]
 SharedPath = Annotated[str, AfterValidator(_absolute)]
 RayVersion = Annotated[str, AfterValidator(_ray)]
+HostPort = Annotated[str, AfterValidator(_host_port)]
 TrackingUri = Annotated[str, AfterValidator(_tracking)]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]

@@ -53,7 +53,18 @@ def base(values: Values, place: Kubernetes) -> list[dict[str, Any]]:
 
 def ray_cluster(values: Values, place: Kubernetes) -> list[dict[str, Any]]:
     """A cluster that stays, for `sweeper submit`."""
-    return [_object("ray.io/v1", "RayCluster", values, place, values.name) | {"spec": _cluster(values, place)}]
+    spec = _cluster(values, place) | _state(values)
+    return [_object("ray.io/v1", "RayCluster", values, place, values.name) | {"spec": spec}]
+
+
+def _state(values: Values) -> dict[str, Any]:
+    """Ray's state outside of the head. Not for a job: a retry of it has a fresh cluster."""
+    if values.redis is None:
+        return {}
+    options: dict[str, Any] = {"redisAddress": values.redis.address}
+    if values.redis.secret is not None:
+        options["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": values.redis.secret, "key": "password"}}}
+    return {"gcsFaultToleranceOptions": options}
 
 
 def ray_job(values: Values, place: Kubernetes, job: Job, sweep: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ SWEEP = "sweeper.sweep"  # metadata of a driver's job
 STOPPED = 130  # exit status of a driver that was told to stop, as of a program that Ctrl-C has ended
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 0.5
+MOST_NODES = 10_000  # that Ray's state API tells of
 READY_S = 60  # how long a fresh head may take until it takes jobs
 # what Ray writes into a job's log before the job's own first line
 _NOT_OURS = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\tINFO \S+\.py:\d+ --|Running entrypoint for job )")
@@ -54,6 +55,9 @@ class Job:
     @property
     def over(self) -> bool:
         return self.status in OVER
+
+    def lost(self) -> Job:
+        return replace(self, status="FAILED", message=f"its driver's node is gone; sweeper resume {self.sweep}")
 
 
 def has_token() -> bool:
@@ -89,11 +93,24 @@ class Cluster:
             logging.getLogger(name).setLevel(logging.ERROR)  # "Uploading package ..." is not the answer
 
     def jobs(self, sweep: str | None = None) -> list[Job]:
-        """Attempts at sweeps, oldest first."""
+        """Attempts at sweeps, oldest first.
+
+        A head that died and came back with its state (an external Redis) knows its old jobs as running, until somebody
+        submits another; those whose node is gone are told as FAILED here.
+        """
         with _told(self.address):
-            found = [_job(d) for d in self.client.list_jobs() if SWEEP in (d.metadata or {})]
-        mine = [job for job in found if sweep in (None, job.sweep)]
+            found = [d for d in self.client.list_jobs() if SWEEP in (d.metadata or {})]
+            jobs = {_job(d): d.driver_node_id for d in found if sweep in (None, d.metadata[SWEEP])}
+            nodes = self._nodes() if any(node and not job.over for job, node in jobs.items()) else set()
+        mine = [job if job.over or not node or node in nodes else job.lost() for job, node in jobs.items()]
         return sorted(mine, key=lambda job: job.started or time.time())
+
+    def _nodes(self) -> set[str]:
+        """Ids of the nodes that are alive."""
+        from ray.util.state import list_nodes
+
+        known = list_nodes(self.address, limit=MOST_NODES, raise_on_missing_output=False)
+        return {node.node_id for node in known if node.state == "ALIVE"}
 
     def newest(self, sweep: str) -> Job:
         """The latest attempt at a sweep. Raises ClusterError where there is none."""
@@ -236,8 +253,10 @@ class _told:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         from ray.exceptions import AuthenticationError
+        from ray.util.state.exception import RayStateApiException
 
-        known = (OSError, RuntimeError, ValueError, AuthenticationError)  # what the requests library raises is OSError
+        # what the requests library raises is OSError
+        known = (OSError, RuntimeError, ValueError, AuthenticationError, RayStateApiException)
         if isinstance(error, ClusterError) or not isinstance(error, known):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind

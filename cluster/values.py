@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cluster.fields import Count, Label, Positive, RayVersion, SharedPath, Text, TrackingUri
+from cluster.fields import Count, HostPort, Label, Positive, RayVersion, SharedPath, Text, TrackingUri
 from cluster.growth import GROWS_TO, declare
 from cluster.places import Aws, Gcp, Kubernetes, Local
 from cluster.strict import Strict, nearest
@@ -56,6 +56,13 @@ class Mlflow(Strict):
     credentials_file: Text | None = Field(None, description="MLflow's own file, copied to every node by `ray up`")
 
 
+class Redis(Strict):
+    """Where a head that stays keeps Ray's state, so that the next one knows its nodes and jobs (KubeRay only)."""
+
+    address: HostPort
+    secret: Label | None = Field(None, description="Kubernetes Secret with its password under the key password")
+
+
 class Head(Strict):
     """The head trains nothing; it holds Ray's state and the sweeps' drivers."""
 
@@ -100,6 +107,7 @@ class Values(Strict):
     storage: Storage
     data_root: SharedPath = Field(description="where relative paths in sweeps start; inside storage.path")
     mlflow: Mlflow = Mlflow()
+    redis: Redis | None = None
     idle_minutes: Positive = Field(10, description="after which a node above `min` that trains nothing is given back")
     head: Head = Head()
     workers: tuple[WorkerGroup, ...] = Field(min_length=1)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 LONG = ("test_quickstart.py::", "test_sharing.py::")
 # Never two of them at a time: Ray's workers take their ports from one range; or one fixture serves all of a file
 TOGETHER = {
-    "heads": ("address", "doctor", "gpu_share", "growth", "rendered_cluster", "sharing", "submit"),
+    "heads": ("address", "doctor", "gpu_share", "growth", "redis", "rendered_cluster", "sharing", "submit"),
     "hosts": ("hosts",),
     "vllm": ("vllm",),
 }

@@ -32,7 +32,7 @@ from .conftest import ROOT, answers, environment, free_port, until, write_spec
 def manifests(storage: Path, sweep: str) -> dict[str, dict[str, Any]]:
     """Rendered for this storage, with one worker of two CPUs. kind, or the ConfigMap's name -> object."""
     raw = yaml.safe_load((ROOT / "cluster" / "values.yaml").read_text())
-    for key in ("aws", "gcp", "local", "mlflow"):
+    for key in ("aws", "gcp", "local", "mlflow", "redis"):
         raw.pop(key)
     raw["storage"]["path"] = str(storage)
     raw["data_root"] = str(storage / "data")

@@ -95,6 +95,7 @@ MISSPELT: list[tuple[str, str, str]] = [
     ("RayCluster", "spec.enableInTreeAutoScaling", "true"),
     ("RayCluster", "spec.authOptions.secret", "ray-token"),
     ("RayCluster", "spec.autoscalerOptions.idleTimeout", "600"),
+    ("RayCluster", "spec.gcsFaultToleranceOptions.redisPasswd", "{}"),
     ("RayCluster", "spec.headGroupSpec.rayStartParam", "{}"),
     ("RayCluster", "spec.headGroupSpec.rayStartParams.num-cpus", "0"),  # strings only
     ("RayCluster", "spec.headGroupSpec.template.spec.containers.0.resource", "{}"),
@@ -172,6 +173,18 @@ def test_the_token_and_logins_are_named_and_never_written() -> None:
             assert all(entry.keys() == {"name", "valueFrom"} for entry in container.get("env", []))
     for text in FILES.values():
         assert "RAY_AUTH_TOKEN" not in text  # its value would stand behind it
+
+
+def test_the_state_of_a_head_that_stays_is_in_redis_where_there_is_one() -> None:
+    stays, job = cluster_specs()
+    password = {"valueFrom": {"secretKeyRef": {"name": "redis-login", "key": "password"}}}
+    assert stays["gcsFaultToleranceOptions"] == {"redisAddress": "redis.sweeps:6379", "redisPassword": password}
+    assert "gcsFaultToleranceOptions" not in job  # its retry has a fresh cluster
+    without = yaml.safe_load(rendered(changed(lambda raw: raw.pop("redis")))["kuberay/raycluster.yaml"])
+    assert "gcsFaultToleranceOptions" not in without["spec"]
+    with pytest.raises(ValuesError, match=r"redis\.secret") as caught:
+        changed(lambda raw: raw["redis"].update(address="redis://:hunter2@redis:6379"))
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_job_runs_the_sweep_file_by_a_command_that_exists() -> None:
