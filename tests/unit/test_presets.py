@@ -61,9 +61,11 @@ HUMANEVAL = {
     "test": "def check(f):\n    assert f() == 1\n",
 }  # fmt: skip
 MBPP = {
+    "source_file": "s",
     "task_id": 1,
     "prompt": "Write one{n}.",
     "code": "def one{n}(): return 1",
+    "test_imports": [],
     "test_list": ["assert one{n}() == 1"],
 }
 PROX = {"question": "Swali {n}", **{f"option_{i}": f"o{i}" for i in range(9)}, "option_9": None, "answer": "C"}
