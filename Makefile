@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SWEEPS := sweeps
-COMPOSE_TEST := tests/integration/test_compose.py
 # of each test as it ends, for a run that is cut off
 TIMES := -v -o console_output_style=times
 
@@ -21,8 +20,8 @@ unit: setup  ## two minutes
 # Two at a time: half of a test is waiting for processes to come up. The image for test_compose.py is made beside them.
 integration: setup smollm2 evalplus  ## real Ray, DeepSpeed, MLflow, containers
 	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
-	$(BIN)/pytest -v --durations=40 -n 2 -m 'integration and not long' tests/integration --ignore=$(COMPOSE_TEST); code=$$?; \
-	wait $$image; $(BIN)/pytest $(TIMES) -m integration $(COMPOSE_TEST) && exit $$code
+	$(BIN)/pytest -v --durations=40 -n 2 -m 'integration and not long' tests/integration; code=$$?; \
+	wait $$image; exit $$code
 
 test-long: setup smollm2  ## the integration tests that are too long for CI
 	$(BIN)/pytest $(TIMES) -m long tests/integration

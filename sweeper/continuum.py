@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 
@@ -32,7 +32,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) == 1 or not math.isfinite(mean):
         return mean, math.nan, math.nan
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    half = float(student.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * spread / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -22,20 +22,22 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
-# Five minutes each: `make test-long` runs them, not CI
-LONG = ("test_quickstart.py::", "test_sharing.py::")
-# Never two of them at a time: Ray's workers take their ports from one range; or one fixture serves all of a file
+# Minutes each: `make test-long` runs them, not CI
+LONG = ("test_quickstart.py::", "test_sharing.py::", "test_startup_")
+# Never two of them at a time: Ray's workers take their ports from one range; both change the machine's network; or one
+# fixture serves all of a file
 TOGETHER = {
     "heads": ("address", "doctor", "gpu_share", "growth", "redis", "rendered_cluster", "sharing", "submit"),
-    "hosts": ("hosts",),
+    "machines": ("compose", "hosts"),
     "vllm": ("vllm",),
 }
 # Minutes each: of two tests at a time, the last should be short; heads, the largest group, begin in any case
-FIRST = ("test_sweep.py::",)
+FIRST = ("test_sweep.py",)
+LATER = {"test_compose.py": "test_hosts.py"}  # in the place of another file: by then its image is there
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
+    items.sort(key=lambda item: (item.path.name not in FIRST, LATER.get(item.path.name, item.path.name)))
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)

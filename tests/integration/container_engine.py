@@ -1,6 +1,7 @@
 """A container engine for the tests: the one that is there, else one that `../shared/container-lab` brings up.
 
-`python -m tests.integration.container_engine` makes the image, and leaves the engine up for test_compose.py.
+`python -m tests.integration.container_engine` makes the image, beside other tests, and leaves the engine up for
+test_compose.py.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Engine:
             self.env |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
             if not has_engine(self.env):
                 started_here(self.env).touch()
-            command = [str(LAB), "deps", "daemon", "base", "postgres", "wheels", "image"]
+            # one process at a time: the tests' own finds what the one in the background has made
+            once = ["flock", str(Path(self.env["LAB_WORK"]) / "lock")]
+            command = [*once, str(LAB), "deps", "daemon", "base", "postgres", "wheels", "image"]
         else:
             self.missing = (
                 "no container engine, and none can be brought up: ../shared/container-lab is missing, or not root"

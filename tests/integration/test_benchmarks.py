@@ -1,5 +1,6 @@
 """The benchmarks run, on small shapes, and print what they promise. Nothing here asserts a time."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jobs.record import RowWriter
+from jobs.yardsticks import PRIMARY
+from sweeper.plan import make_plan
+from sweeper.spec import parse_sweep
+from sweeper.store import Store
 
 from .conftest import write_spec
 
@@ -91,3 +98,41 @@ def test_sweep_wall_tells_training_from_the_rest(tmp_path: Path) -> None:
     assert result["setup_s"] > 0
     parts = sum(result[f"{name}_s"] for name in ("ideal", "before", "setup", "between", "after"))
     assert parts == pytest.approx(result["wall_s"])
+
+
+def test_plan_time_is_measured_beside_a_python_that_does_nothing() -> None:
+    result = run("plan_time.py")
+    assert result["plan"]["min_s"] > result["nothing"]["max_s"]
+
+
+def test_scale_measures_every_part_of_a_sweep_whose_training_is_instant() -> None:
+    (result,) = run("scale.py", "--sizes", "20", "--mlflow", "5").values()
+    assert result.keys() == {"plan", "save", "record", "resume", "mlflow", "report", "peak_mb"}
+
+
+def test_early_stopping_compares_policies_on_a_record(tmp_path: Path) -> None:
+    """Scores are given: accuracy grows with steps, and the further down the list, the faster."""
+    early = importlib.import_module("benchmarks.early_stopping")
+    plan = make_plan(parse_sweep(json.dumps(early.grid("first")), "first"), tmp_path)
+    store = Store(tmp_path)
+    order = list(dict.fromkeys(t.objective_label for t in plan.trials if t.objective is not None))
+    for trial in plan.trials:
+        store.trial(trial.key).create(trial)
+        writer = RowWriter(store.trial(trial.key))
+        for step in range(early.EVERY, (trial.train.steps or 0) + 1, early.EVERY) if trial.objective else ():
+            value = order.index(trial.objective_label) / len(order) * step / 252 + trial.seed / 1e4
+            writer.write({"step": step, early.TOKENS: value, PRIMARY: value})
+    lines = {line["policy"]: line for line in early.compare(plan, store, PRIMARY)}
+    assert len(lines) == 3 + 5 + 5
+    assert (lines["full"]["share"], lines["full"]["same"], lines["full"]["regret"]) == (1, 3, 0)
+    assert set(lines["full"]["winners"].values()) == {order[-1]}
+    assert lines["race"]["share"] < lines["race, sure"]["share"] < 1
+    assert lines["race"]["same"] == 3
+    assert all(lines[f"round-robin {n}"]["share"] <= lines["race"]["share"] for n in range(1, 6))
+
+
+def test_startup_measures_every_way_to_start_a_trial() -> None:
+    result = run("startup.py", "--trials", "2", "--more", "2", "--others", "1")
+    ways = {"lanes", "a trial more", "no lanes", "tune + train", "plain", "torchrun", "deepspeed"}
+    assert result.keys() == ways
+    assert all(result[way]["cpu_s"] > 0 for way in ways - {"a trial more"})

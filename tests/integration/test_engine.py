@@ -293,13 +293,21 @@ def test_tied_and_untied_heads_with_a_bias_of_the_body_reach_the_reference(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_used_process_reproduces_fresh_ones_bit_for_bit(backbones: Path, tmp_path: Path, workers: int) -> None:
-    """Every objective, ZeRO 0 to 3, with and without LoRA, in shuffled order; one predecessor has failed half-way."""
+    """Every objective, ZeRO 0 to 3, with and without LoRA, fp32 and bf16, packed and not, two backbones, in shuffled
+    order; one predecessor has failed half-way.
+    """
     given: dict[str, Any] = {"power": {"alpha": -0.5}, "profit": {"threshold": 0.1}}
     specs = {}
     for number, name in enumerate(list(OBJECTIVES)[::workers]):
         spec = changed(trial(number % 4, workers, {"name": name} | given.get(name, {})), "train", batch_size=8, steps=4)
         if number % 3 == 1:
             spec = changed(spec, "backbone", lora={"rank": 2})
+        if number % 5 == 2:
+            spec = changed(spec, "train", precision="bf16")
+        if number % 5 == 3:
+            spec = changed(spec, "execution", packing=True)
+        if number % 7 == 4:
+            spec = changed(spec, "backbone", pretrain_steps=0)
         specs[name] = spec
     names = random.Random(workers).sample(sorted(specs), len(specs))
     failing = job(specs["nll"], tmp_path / "failed", raise_at=4)

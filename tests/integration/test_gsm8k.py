@@ -24,7 +24,7 @@ pytestmark = [
 
 def test_smollm2_trains_on_gsm8k(tmp_path: Path) -> None:
     spec = yaml.safe_load((ROOT / "examples" / "smollm2-gsm8k.yaml").read_text())
-    spec["train"] |= {"steps": 2, "batch_size": 2, "micro_batch_size": 1, "max_length": 256, "checkpoint_every": 1}
+    spec["train"] |= {"steps": 2, "batch_size": 2, "micro_batch_size": 1, "max_length": 256, "checkpoint_every": 100}
     spec["evaluation"] |= {"max_new_tokens": 16, "batch_size": 4, "probe_examples": 8}
     spec["grid"]["objective"] = spec["grid"]["objective"][::2]
     spec["grid"]["task"][0] |= {"heldout_examples": 4, "train_examples": 64}
