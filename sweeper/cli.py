@@ -24,6 +24,7 @@ from sweeper import (
     commands_forecast,
     commands_local,
     commands_probe,
+    commands_recommend,
     commands_render,
 )
 from sweeper.options import is_remote, storage_of
@@ -53,6 +54,7 @@ and how sure that is.
   sweeper status quickstart                 where it stands
   sweeper report quickstart                 the answer: HTML, PNG, CSV
   sweeper ui                                compare the runs in MLflow
+  sweeper recommend --backbone B --task T   what to take where nothing was trained yet, and how sure that is
 
 On a cluster: submit instead of run; then status, logs, stop, resume, wait, list, report with the same --address.
 
@@ -101,4 +103,5 @@ def _parser() -> argparse.ArgumentParser:
     commands_render.add_commands(commands)
     commands_probe.add_commands(commands)
     commands_forecast.add_commands(commands)
+    commands_recommend.add_commands(commands)
     return parser

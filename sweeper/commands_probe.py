@@ -35,8 +35,15 @@ TASK_HELP = "addition, reversal, cipher, a preset, a data file, or YAML in {}"
 
 def add_commands(commands: Any) -> None:
     sub = add(commands, "probe", PROBE, probe)
-    sub.add_argument("--backbone", metavar="B", required=True, help=BACKBONE_HELP)
-    sub.add_argument("--task", metavar="T", required=True, help=TASK_HELP)
+    probe_options(sub, required=True)
+    sub.add_argument("--out", metavar="DIR", type=Path, help="where probe.png goes (default: beside what is kept)")
+    json_option(sub)
+
+
+def probe_options(sub: argparse.ArgumentParser, required: bool) -> None:
+    """What is measured of which backbone on which task."""
+    sub.add_argument("--backbone", metavar="B", required=required, help=BACKBONE_HELP)
+    sub.add_argument("--task", metavar="T", required=required, help=TASK_HELP)
     sub.add_argument("--data-root", metavar="DIR", type=Path, default=Path(), help="where relative paths start")
     sub.add_argument("--examples", metavar="N", type=int, default=256, help="training examples probed (default: 256)")
     sub.add_argument("--problems", metavar="N", type=int, help="held-out problems answered (default: the task's)")
@@ -44,11 +51,10 @@ def add_commands(commands: Any) -> None:
     sub.add_argument("--max-length", metavar="N", type=int, default=1024, help="tokens of an example (default: 1024)")
     sub.add_argument("--max-new-tokens", metavar="N", type=int, default=64, help="longest answer (default: 64)")
     sub.add_argument("--batch-size", metavar="N", type=int, default=16, help="examples at once (default: 16)")
-    sub.add_argument("--out", metavar="DIR", type=Path, help="where probe.png goes (default: beside what is kept)")
-    json_option(sub)
 
 
-def probe(args: argparse.Namespace) -> int:
+def trial_of(args: argparse.Namespace) -> TrialSpec:
+    """The measure that the options ask for. Raises SpecError."""
     from sweeper.plan import resolved
 
     trial = TrialSpec(
@@ -64,8 +70,11 @@ def probe(args: argparse.Namespace) -> int:
              "probe_examples": args.examples},
         ),
     )  # fmt: skip
-    trial = resolved(trial, args.data_root)
-    root = args.storage.resolve()
+    return resolved(trial, args.data_root)
+
+
+def probe(args: argparse.Namespace) -> int:
+    trial, root = trial_of(args), args.storage.resolve()
     row = measure(trial, root)
     from jobs.probe import probe_dir, read_probe
 

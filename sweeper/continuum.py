@@ -24,6 +24,11 @@ AHEAD, BEHIND, OPEN, ALONE = "ahead of NLL", "behind NLL", "not separated", "no 
 NOT_FINISHED = ("failed", "stopped", "unfinished")
 
 
+def quantile_of_t(freedom: float) -> float:
+    """Student's t at the upper end of a two-sided interval of LEVEL; freedom: degrees of it, not always whole."""
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % Student t interval of one value a seed: (mean, low, high); NaN where too few values say nothing."""
     if not values:
@@ -32,7 +37,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) == 1 or not math.isfinite(mean):
         return mean, math.nan, math.nan
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * spread / math.sqrt(len(values))
+    half = quantile_of_t(len(values) - 1) * spread / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

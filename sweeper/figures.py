@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.continuum import BACKBONE, NLL
+from sweeper.recommend import Advice, Cell, advise, log_odds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,6 +192,47 @@ def weight_figure(objectives: Mapping[str, ObjectiveSpec]) -> Figure:
     return figure
 
 
+def recommend_figure(cells: Sequence[Cell], advice: Advice, what: str) -> Figure:
+    """What is expected of objectives along the continuum, what was measured, and where the new cell stands.
+
+    Lines are of the first few objectives; the band is the prediction interval of the one that is advised.
+    """
+    figure, axes = _canvas(4.6)
+    shown = [one.objective for one in advice.expected if one.objective != NLL][:4]
+    shown = shown or sorted({name for cell in cells for name in cell.gains})[:4]
+    colour = colours({name for cell in cells for name in cell.gains})
+    ends = [log_odds(cell.mean_p) for cell in cells] + [log_odds(advice.mean_p)]
+    places = [min(ends) - 0.3 + i * (max(ends) - min(ends) + 0.6) / 80 for i in range(81)]
+    along = [advise(cells, 1 / (1 + math.exp(-x)), smoother=advice.smoother) for x in places]
+    for name in shown:
+        found = [next((one for one in at.expected if one.objective == name), None) for at in along]
+        y = [math.nan if one is None else one.gain for one in found]
+        axes.plot(places, y, color=colour[name], linewidth=2, label=name)
+        if name == (advice.take if advice.take != NLL else shown[0]):
+            low, high = ([math.nan if one is None else getattr(one, end) for one in found] for end in ("low", "high"))
+            axes.fill_between(places, low, high, color=colour[name], alpha=0.12, linewidth=0)
+        points = [cell for cell in cells if name in cell.gains]
+        x, up = [log_odds(cell.mean_p) for cell in points], [cell.gains[name] for cell in points]
+        axes.scatter(x, up, s=28, color=colour[name], edgecolor="white", linewidth=0.6, zorder=3)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.axvline(log_odds(advice.mean_p), color=NOTE, linewidth=1.5, linestyle="--")
+    axes.text(
+        log_odds(advice.mean_p), 1.02, f"{what}: mean p {advice.mean_p:.2f}", transform=axes.get_xaxis_transform(),
+        ha="center", va="bottom", color=NOTE, fontsize=10,
+    )  # fmt: skip
+    _logit_axis(axes, [cell.mean_p for cell in cells] + [advice.mean_p])
+    reach = [abs(cell.gains[name]) for cell in cells for name in shown if name in cell.gains]
+    axes.set_ylim(-1.25 * max(reach, default=1), 1.25 * max(reach, default=1))
+    axes.set_xlabel(
+        "mean p of the target tokens under the backbone, on the task's training set, before SFT (logit scale)"
+    )
+    axes.set_ylabel(f"gain over NLL\n({quantity(PRIMARY)})")
+    axes.legend(title="objective", loc="upper left", bbox_to_anchor=(1.0, 1.0), **_LEGEND)
+    note = "points: measured cells; lines: expected of one more; band: 95 % of such cells, for the one advised here"
+    figure.supxlabel(note, color=NOTE, fontsize=10)
+    return figure
+
+
 def limits(yardstick: str) -> tuple[float, float]:
     """Where a yardstick can lie: a share in 0..1, a negative log-likelihood above 0. Intervals are shown cut there."""
     return 0.0, 1.0 if YARDSTICKS[yardstick].higher_is_better else math.inf
@@ -226,10 +268,10 @@ def _logit(p: pd.Series[float]) -> pd.Series[float]:
     return (inside / (1 - inside)).map(math.log)
 
 
-def _logit_axis(axes: Axes, p: pd.Series[float]) -> None:
+def _logit_axis(axes: Axes, p: Iterable[float]) -> None:
     """An axis in log-odds whose ticks read as probabilities."""
-    at = _logit(p)
-    low, high = float(at.min()) - 0.35, float(at.max()) + 0.35
+    at = [log_odds(one) for one in p]
+    low, high = min(at) - 0.35, max(at) + 0.35
     ticks = {math.log(t / (1 - t)): f"{t:g}" for t in P_TICKS}
     shown = {x: text for x, text in ticks.items() if low <= x <= high}
     axes.set_xlim(low, high)

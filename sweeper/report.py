@@ -26,6 +26,7 @@ from sweeper.continuum import leaderboard as leaderboard_of
 from sweeper.continuum import verdicts as verdicts_of
 from sweeper.figures import alpha_figure, colours, continuum_figure, limits, quantity, weight_figure
 from sweeper.forecast import rank_correlations
+from sweeper.recommend import Advice, cells_of, check, outlook, regrets
 from sweeper.results import CUTS
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def write_report(
     counts = {status: int((trials["status"] == status).sum()) for status in ("finished", *NOT_FINISHED)}
     ranked = [_plain(row) for row in rank_correlations(table, list(forecasts)).to_dict("records")]
     answers = answer(records["verdicts"], records["gains"])
+    measured = cells_of(records["gains"], title)
+    next_rows = [_next(advice) for advice in outlook(measured)] if len(measured) > 1 else []
     meaning = YARDSTICKS[PRIMARY]
     numbers = {
         "title": title,
@@ -73,6 +76,7 @@ def write_report(
         "trials": counts,
         "answers": answers,
         **records,
+        "next": next_rows,
         "data": data_of(table),
         "forecasts": ranked,
         "not_finished": problems,
@@ -85,6 +89,8 @@ def write_report(
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
         data=data_of(table),
+        next_rows=next_rows,
+        lost=regrets(check(measured)),
         forecasts=ranked,
         mean_correlations=_means_of(ranked),
         regime=regime,
@@ -228,6 +234,13 @@ def _problem(row: dict[Any, Any]) -> Row:
     error = "" if pd.isna(row["error"]) else "\n".join(str(row["error"]).strip().splitlines()[-ERROR_LINES:])
     names = ("key", "backbone", "task", "objective", "seed", "status", "stopped_by", "mlflow_run_id")
     return _plain({name: row[name] for name in names} | {"steps": int(row["steps"]), "error": error})
+
+
+def _next(advice: Advice) -> Row:
+    """A row of what is advised along the continuum."""
+    first = advice.expected[0]
+    row = {"mean_p": advice.mean_p, "take": first.objective, "sure": advice.sure, "near": len(advice.near)}
+    return _plain(row | {"gain": first.gain, "low": first.low, "high": first.high})
 
 
 def _plain(row: dict[Any, Any]) -> Row:

@@ -128,7 +128,7 @@ def test_own_objective_as_documented(tmp_path: Path) -> None:
 def test_every_command_has_a_page_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in (
         "plan", "run", "submit", "resume", "stop", "wait", "list", "logs", "status", "report", "sync", "ui", "doctor",
-        "revive", "forecast",
+        "revive", "forecast", "recommend",
     ):  # fmt: skip
         with pytest.raises(SystemExit) as left:
             _parser().parse_args([name, "--help"])

@@ -222,6 +222,20 @@ def test_a_report_of_little_is_still_a_report(accuracy: Accuracy, tmp_path: Path
     assert set(write_report(make_table(accuracy), tmp_path, "s", {})) == FILES
 
 
+def test_what_to_take_for_the_next_backbone_stands_along_the_continuum(table: pd.DataFrame, tmp_path: Path) -> None:
+    paths = write_report(table, tmp_path, "next", {})
+    rows = {row["mean_p"]: row for row in json.loads(paths["report.json"].read_text())["next"]}
+    assert (rows[0.1]["take"], rows[0.8]["take"]) == ("nll", "one-minus-p")
+    assert rows[0.8]["gain"] == pytest.approx(0.74, abs=1e-3)
+    assert rows[0.8]["low"] is None  # one cell near has no interval
+    assert 0.3 not in rows or rows[0.3]["near"] < 2  # between the two hardly anything was measured
+    page = paths["report.html"].read_text()
+    assert "For the next backbone" in page
+    assert "with nll everywhere 0.370, one-minus-p everywhere" in page
+    one = table[table["backbone"] == "weak"]
+    assert "For the next backbone" not in write_report(one, tmp_path, "one", {})["report.html"].read_text()
+
+
 def test_objectives_are_read_back_from_the_table(table: pd.DataFrame) -> None:
     assert list(objectives_of(table)) == ["nll", "nll p>=0.1", "one-minus-p", "power a=0.5"]
 
