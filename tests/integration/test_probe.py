@@ -77,6 +77,12 @@ def test_the_probe_says_what_plain_softmax_says(backbones: Path, storage: Path) 
     (storage / "backbones").unlink()  # nothing is left that could be measured
     assert probe(storage, *options) == said
     assert record(storage) == before
+    done = sweeper(
+        "recommend", "--backbone", "char-llama-60", "--task", "addition", "--json", *options, storage=storage
+    )
+    assert done.returncode == 0, done.stderr
+    advice = json.loads(done.stdout)  # no sweep was run here
+    assert (advice["mean_p"], advice["take"], advice["evidence"]["cells"]) == (said["trainset/mean_p"], None, 0)
 
 
 def plain(model: Any, tokenizer: Any, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
