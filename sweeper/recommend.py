@@ -35,6 +35,7 @@ class Smoother:
 
 
 USUAL = Smoother(0.7)
+CAUTION = 0.25  # chosen on a record of 19 cells: docs/log.md, 2026-11-25
 LINE_FROM = 3  # cells
 SMOOTHERS = tuple(Smoother(width, line) for line in (False, True) for width in (0.7, 1.4, 2.8))
 
@@ -73,10 +74,15 @@ class Expected:
     cells: float
     won: float
 
+    @property
+    def cautious(self) -> float:
+        """By which objectives are ranked: the gain, less some of what is not known of it; without an interval much."""
+        return self.gain - CAUTION * (1.0 if math.isnan(self.low) else (self.high - self.low) / 2)
+
 
 @dataclass(frozen=True)
 class Advice:
-    """expected: best first, NLL among them (gain 0); empty where nothing was measured near.
+    """expected: best first by `cautious`, NLL among them (gain 0); empty where nothing was measured near.
 
     take: the objective to train with, None without evidence; sure: its interval lies above NLL (of NLL: all below)
     same_task: whether the task's own cells alone were asked
@@ -138,7 +144,7 @@ def advise(cells: Sequence[Cell], mean_p: float, task: str | None = None, smooth
     if not asked.near:
         return Advice(mean_p, (), (), False, smoother)
     weight = {cell: smoother.weight(d) for cell, d in asked.distance.items()}
-    missed = errors(list(asked.distance), smoother)
+    missed = errors(list(asked.distance), smoother, own_task=asked.same_task)
     expected = [Expected(NLL, 0.0, 0.0, 0.0, _amount(weight.values()), _won(NLL, weight))]
     for name, gain in _foretold(asked, smoother).items():
         cells_with = [cell for cell in weight if name in cell.gains]
@@ -149,7 +155,7 @@ def advise(cells: Sequence[Cell], mean_p: float, task: str | None = None, smooth
                 _won(name, weight),
             )
         )  # fmt: skip
-    ranked = sorted(expected, key=lambda one: (-one.gain, one.objective != NLL))  # of equals, NLL
+    ranked = sorted(expected, key=lambda one: (-one.cautious, one.objective != NLL))  # of equals, NLL
     return Advice(mean_p, tuple(ranked), tuple(asked.near), asked.same_task, smoother)
 
 
@@ -187,11 +193,15 @@ def _foretold(asked: _Asked, smoother: Smoother) -> dict[str, float]:
     return found
 
 
-def errors(cells: Sequence[Cell], smoother: Smoother) -> dict[Cell, dict[str, float]]:
-    """By how much each cell's gains differ from what the others foretell; without those of which they foretell none."""
+def errors(cells: Sequence[Cell], smoother: Smoother, own_task: bool = True) -> dict[Cell, dict[str, float]]:
+    """By how much each cell's gains differ from what the others foretell; without those of which they foretell none.
+
+    own_task: others of the cell's own task are asked alone where they are enough
+    """
     found = {}
     for cell in cells:
-        asked = _asked([c for c in cells if not _same_place(c, cell)], cell.mean_p, cell.task, smoother)
+        others = [c for c in cells if not _same_place(c, cell)]
+        asked = _asked(others, cell.mean_p, cell.task if own_task else None, smoother)
         foretold = _foretold(asked, smoother) if asked.near else {}
         found[cell] = {name: gain - foretold[name] for name, gain in cell.gains.items() if name in foretold}
     return found
