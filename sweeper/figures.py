@@ -195,15 +195,18 @@ def weight_figure(objectives: Mapping[str, ObjectiveSpec]) -> Figure:
 def recommend_figure(cells: Sequence[Cell], advice: Advice, what: str) -> Figure:
     """What is expected of objectives along the continuum, what was measured, and where the new cell stands.
 
-    Lines are of the first few objectives; the band is the prediction interval of the one that is advised.
+    Lines are of the first few objectives; the band is the interval of the one that is advised. Cells of other tasks are
+    pale where they were not asked.
     """
     figure, axes = _canvas(4.6)
+    task = advice.near[0].task if advice.same_task else None
+    asked = [cell for cell in cells if task in (None, cell.task)]
     shown = [one.objective for one in advice.expected if one.objective != NLL][:4]
     shown = shown or sorted({name for cell in cells for name in cell.gains})[:4]
     colour = colours({name for cell in cells for name in cell.gains})
-    ends = [log_odds(cell.mean_p) for cell in cells] + [log_odds(advice.mean_p)]
+    ends = [log_odds(cell.mean_p) for cell in asked] + [log_odds(advice.mean_p)]
     places = [min(ends) - 0.3 + i * (max(ends) - min(ends) + 0.6) / 80 for i in range(81)]
-    along = [advise(cells, 1 / (1 + math.exp(-x)), smoother=advice.smoother) for x in places]
+    along = [advise(asked, 1 / (1 + math.exp(-x)), task, advice.smoother) for x in places]
     for name in shown:
         found = [next((one for one in at.expected if one.objective == name), None) for at in along]
         y = [math.nan if one is None else one.gain for one in found]
@@ -211,9 +214,12 @@ def recommend_figure(cells: Sequence[Cell], advice: Advice, what: str) -> Figure
         if name == (advice.take if advice.take != NLL else shown[0]):
             low, high = ([math.nan if one is None else getattr(one, end) for one in found] for end in ("low", "high"))
             axes.fill_between(places, low, high, color=colour[name], alpha=0.12, linewidth=0)
-        points = [cell for cell in cells if name in cell.gains]
-        x, up = [log_odds(cell.mean_p) for cell in points], [cell.gains[name] for cell in points]
-        axes.scatter(x, up, s=28, color=colour[name], edgecolor="white", linewidth=0.6, zorder=3)
+        for cell in cells:
+            if name in cell.gains:
+                axes.scatter(
+                    log_odds(cell.mean_p), cell.gains[name], s=28, color=colour[name], edgecolor="white", linewidth=0.6,
+                    alpha=1.0 if task in (None, cell.task) else 0.2, zorder=3,
+                )  # fmt: skip
     axes.axhline(0, color=INK, linewidth=1)
     axes.axvline(log_odds(advice.mean_p), color=NOTE, linewidth=1.5, linestyle="--")
     axes.text(
@@ -228,7 +234,10 @@ def recommend_figure(cells: Sequence[Cell], advice: Advice, what: str) -> Figure
     )
     axes.set_ylabel(f"gain over NLL\n({quantity(PRIMARY)})")
     axes.legend(title="objective", loc="upper left", bbox_to_anchor=(1.0, 1.0), **_LEGEND)
-    note = "points: measured cells; lines: expected of one more; band: 95 % of such cells, for the one advised here"
+    pale = "" if task is None else f" (pale: not {task})"
+    note = (
+        f"points: measured cells{pale}; lines: expected of one more; band: its 95 % interval, for the one advised here"
+    )
     figure.supxlabel(note, color=NOTE, fontsize=10)
     return figure
 

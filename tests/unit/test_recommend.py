@@ -54,6 +54,14 @@ def test_the_interval_is_made_of_how_far_each_cell_was_from_what_the_others_fore
     assert lean.won == pytest.approx(1)
 
 
+def test_of_two_that_look_alike_the_one_is_taken_of_which_more_is_known() -> None:
+    pairs = [(0.30, 0.00), (0.28, 0.62), (0.31, 0.05), (0.29, 0.55)]
+    cells = [Cell("s", f"b{i}", "t", 0.8, {"steady": a, "wild": b}) for i, (a, b) in enumerate(pairs)]
+    first, second = advise(cells, 0.8).expected[:2]
+    assert (first.objective, second.objective) == ("steady", "wild")
+    assert second.gain > first.gain
+
+
 def test_one_cell_gives_advice_without_an_interval_and_none_gives_none() -> None:
     alone = advise([cell(0.8, lean=0.5)], 0.8)
     assert alone.take == "lean"
