@@ -156,6 +156,11 @@ def sentence(facts: dict[str, Any]) -> str:
     if facts["take"] == "nll":
         if facts["sure"]:
             return "Take nll: all that was measured beside it near here fell behind."
+        ahead = [one for one in facts["expected"] if one["gain"] > 0]
+        if ahead:
+            return (
+                f"Take nll: of {ahead[0]['objective']}, which looks ahead of it, too little is known; measure {others}."
+            )
         return f"Take nll: nothing is expected ahead of it. Not for sure; measure it beside {others}."
     if facts["sure"]:
         return f"Take {facts['take']}: one more cell like these would put it ahead of NLL, for sure (95 %)."

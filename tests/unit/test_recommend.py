@@ -9,6 +9,7 @@ import pytest
 from jobs.record import RowWriter
 from jobs.yardsticks import CAPABILITY, PRIMARY
 from sweeper.cli import main
+from sweeper.commands_recommend import facts_of, sentence
 from sweeper.continuum import NLL
 from sweeper.figures import recommend_figure
 from sweeper.plan import make_plan
@@ -162,6 +163,13 @@ def test_nothing_near_is_said_with_the_nearest_and_the_paper(storage: Path, caps
     assert "the paper, for weak backbones: NLL is ahead" in said
     assert main(["recommend", "--mean-p", "0.5", "--storage", str(storage / "none")]) == 0
     assert "the storage has no finished sweep with NLL in it" in capsys.readouterr().out
+
+
+def test_what_looks_ahead_of_nll_and_is_hardly_known_is_not_taken() -> None:
+    cells = [Cell("s", f"b{i}", "t", 0.5, {"wild": v}) for i, v in enumerate((0.9, -0.7, 0.5, -0.6))]
+    facts = facts_of(advise(cells, 0.5), cells, check(cells), "b on t")
+    assert facts["take"] == NLL
+    assert sentence(facts) == ("Take nll: of wild, which looks ahead of it, too little is known; measure wild.")
 
 
 @pytest.mark.parametrize(
