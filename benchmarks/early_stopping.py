@@ -143,7 +143,9 @@ def cells_by(metric: str, plan: Plan, store: Store) -> Cells:
 
 def seen(cell: Cell, reached: Reached) -> list[Runner]:
     """The cell as it looks when its trials have come so far."""
-    return [replace(r, scores={s: v for s, v in r.scores.items() if s <= reached.get(r.key, 0)}) for r in cell]
+    return [
+        replace(r, scores={s: v for s, v in r.scores.items() if s <= reached.get(r.key, 0)}, out=False) for r in cell
+    ]
 
 
 def full(cell: Cell) -> Reached:
@@ -256,7 +258,9 @@ def main() -> None:
     args = parser.parse_args()
     storage = (args.storage or Path(f"sweeps-early-stopping-{args.grid}")).resolve()
     spec, store = train(args.grid, storage, ["--data-root", args.data_root] if args.data_root else [])
-    lines = compare(make_plan(spec, storage), store, TOKENS if args.grid == "smollm2" else PRIMARY)
+    lines = compare(
+        make_plan(spec, Path(args.data_root or storage)), store, TOKENS if args.grid == "smollm2" else PRIMARY
+    )
     if args.json:
         print(json.dumps(lines, indent=1))
         return
