@@ -3,6 +3,7 @@
     --grid first | second   of the built-in continuum; settings were chosen on the first, the second confirms them
     --grid smollm2          a real backbone on three real tasks, LoRA; it wants `make smollm2`, reasoning-gym and
                             --data-root, with the files that examples/smollm2-continuum.yaml names
+    --metric YARDSTICK      what the race, ASHA and round-robin go by (default: heldout/token_accuracy)
     --storage DIR           where it is trained, once (ten minutes; smollm2: an hour); a second call reads it
     --json                  for programs
 
@@ -10,8 +11,8 @@ Trains every cell of the grid to its end, measured at every rung. Trials do not 
 policy can then be replayed on the record, seeing only what it would have seen:
 
     full          every trial to its end
-    race          ours (sweeper/race.py), as `scheduler: {name: race}` decides it: held-out token accuracy, one in 4
-                  goes on, confidence 0.5
+    race          ours (sweeper/race.py), as `scheduler: {name: race}` decides it: by --metric, one in 4 goes on,
+                  confidence 0.5
     race, sure    the same on what winners are judged by, with the defaults (one in 3 goes on, confidence 0.8)
     asha          asynchronous successive halving as published: each trial alone, no anchor, the race's metric and
                   rungs; in 5 random orders
@@ -35,7 +36,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jobs.yardsticks import PRIMARY
+from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.continuum import interval
 from sweeper.plan import Plan, make_plan
 from sweeper.race import Runner, rungs, standing
@@ -212,13 +213,16 @@ def judged(cell: Cell, name: str, best: str) -> dict[str, Any]:
             "regret": top - mean}  # fmt: skip
 
 
-def compare(plan: Plan, store: Store, judge: str, orders: int = 5) -> list[dict[str, Any]]:
-    """A line a policy and order: steps as a share of the full grid's, and its winners by the yardstick `judge`."""
+def compare(plan: Plan, store: Store, judge: str, metric: str = TOKENS, orders: int = 5) -> list[dict[str, Any]]:
+    """A line a policy and order: steps as a share of the full grid's, and its winners by the yardstick `judge`.
+
+    metric: what the policies go by
+    """
     every = plan.spec.settings.evaluation.every
     assert every is not None
-    quick = SchedulerSpec(name="race", metric=TOKENS, grace_steps=every, reduction_factor=4, confidence=0.5)
+    quick = SchedulerSpec(name="race", metric=metric, grace_steps=every, reduction_factor=4, confidence=0.5)
     sure = SchedulerSpec(name="race", metric=judge, grace_steps=every)
-    cells, raced = cells_by(judge, plan, store), cells_by(TOKENS, plan, store)
+    cells, raced = cells_by(judge, plan, store), cells_by(metric, plan, store)
     everything = sum(runner.num_steps for cell in cells.values() for runner in cell)
     best = {where: winner(cell, full(cell)) for where, cell in cells.items()}
     runs: list[tuple[str, dict[tuple[str, str], Reached]]] = [
@@ -253,14 +257,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=[*CELLS, "smollm2"], default="first")
     parser.add_argument("--data-root", metavar="DIR", help="for smollm2")
+    parser.add_argument("--metric", choices=sorted(YARDSTICKS), default=TOKENS)
     parser.add_argument("--storage", type=Path, help="default: sweeps-early-stopping-GRID")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     storage = (args.storage or Path(f"sweeps-early-stopping-{args.grid}")).resolve()
     spec, store = train(args.grid, storage, ["--data-root", args.data_root] if args.data_root else [])
-    lines = compare(
-        make_plan(spec, Path(args.data_root or storage)), store, TOKENS if args.grid == "smollm2" else PRIMARY
-    )
+    judge = TOKENS if args.grid == "smollm2" else PRIMARY
+    lines = compare(make_plan(spec, Path(args.data_root or storage)), store, judge, args.metric)
     if args.json:
         print(json.dumps(lines, indent=1))
         return
