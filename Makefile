@@ -20,7 +20,7 @@ unit: setup  ## two minutes
 # Two at a time: half of a test is waiting for processes to come up. The image for test_compose.py is made beside them.
 integration: setup smollm2 evalplus  ## real Ray, DeepSpeed, MLflow, containers
 	@$(BIN)/python -m tests.integration.container_engine & image=$$!; \
-	$(BIN)/pytest -v --durations=40 -n 2 -m 'integration and not long' tests/integration; code=$$?; \
+	$(BIN)/pytest -v --durations=40 -n 2 --no-loadscope-reorder -m 'integration and not long' tests/integration; code=$$?; \
 	wait $$image; exit $$code
 
 test-long: setup smollm2  ## the integration tests that are too long for CI

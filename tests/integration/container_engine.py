@@ -40,8 +40,9 @@ class Engine:
             self.env |= dict(word.split("=", 1) for word in exports.removeprefix("export").split())
             if not has_engine(self.env):
                 started_here(self.env).touch()
-            # one process at a time: the tests' own finds what the one in the background has made
-            once = ["flock", str(Path(self.env["LAB_WORK"]) / "lock")]
+            # one process at a time: the tests' own finds what the one in the background has made. The engine that it
+            # starts stays up and must not keep the lock
+            once = ["flock", "--close", str(Path(self.env["LAB_WORK"]) / "lock")]
             command = [*once, str(LAB), "deps", "daemon", "base", "postgres", "wheels", "image"]
         else:
             self.missing = (
