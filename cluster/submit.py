@@ -23,6 +23,7 @@ SWEEP = "sweeper.sweep"  # metadata of a driver's job
 STOPPED = 130  # exit status of a driver that was told to stop, as of a program that Ctrl-C has ended
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 0.5
+POLLS_A_LOOK = 20
 MOST_NODES = 10_000  # that Ray's state API tells of
 READY_S = 60  # how long a fresh head may take until it takes jobs
 # what Ray writes into a job's log before the job's own first line
@@ -199,7 +200,11 @@ class Cluster:
     def wait(self, sweep: str) -> Job:
         """The newest attempt, once it is over."""
         while not (job := self.newest(sweep)).over:
-            time.sleep(POLL_S)
+            for _ in range(POLLS_A_LOOK):  # at the job alone: to list jobs and nodes is much for the head
+                time.sleep(POLL_S)
+                with _told(self.address):
+                    if _job(self.client.get_job_info(job.id)).over:
+                        break
         return job
 
     def _start(
