@@ -66,14 +66,14 @@ def tests_of(entry: Mapping[str, Any]) -> str:
     return "\n".join(map(str, [*before, *entry["test_list"]]))
 
 
-def passes(program: str, entry: Mapping[str, Any], timeout_s: float, memory_mb: int) -> bool:
-    """Whether `program` runs through all tests of the problem within its limits.
+def passes(program: str, tests: str, timeout_s: float, memory_mb: int) -> bool:
+    """Whether `program` and then `tests` run through within their limits.
 
     Raises RuntimeError where not even the process for it comes up: that is no verdict on an answer.
     """
     sign = secrets.token_hex(16)
     task = {
-        "program": program, "tests": tests_of(entry), "sign": sign, "seconds": timeout_s, "memory": memory_mb << 20,
+        "program": program, "tests": tests, "sign": sign, "seconds": timeout_s, "memory": memory_mb << 20,
     }  # fmt: skip
     with _folder() as folder, tempfile.TemporaryFile() as question:
         question.write(json.dumps(task).encode())

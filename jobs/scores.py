@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.choices import chosen, options_of
+from jobs.evalplus_checks import checked
 from jobs.strict import Strict
 
 MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the final answer stands there
@@ -24,13 +25,14 @@ _SETTINGS = {
     "generator": {"partial"},
     "similarity": set(),
     "code": {"timeout_s", "memory_mb"},
+    "evalplus": {"timeout_s", "memory_mb"},
 }
 
 
 class ScoreSpec(Strict):
     """How an answer to a task's prompt is scored, in [0, 1]."""
 
-    kind: Literal["exact", "math", "choice", "generator", "similarity", "code"] = "exact"
+    kind: Literal["exact", "math", "choice", "generator", "similarity", "code", "evalplus"] = "exact"
     marker: str | None = Field(None, description="exact: what follows its last occurrence is the answer")
     ignore_case: bool = Field(False, description="exact: a = A")
     options: str = Field("A-J", description="choice: a range of letters, or words: yes|no|maybe")
@@ -41,8 +43,8 @@ class ScoreSpec(Strict):
         (), description="choice: words that take a statement back, right before it or right after its option"
     )
     partial: bool = Field(False, description="generator: count what its scorer gives for half-right answers, too")
-    timeout_s: float = Field(10.0, gt=0, description="code: of a problem's tests")
-    memory_mb: int = Field(1024, gt=0, description="code: address space of the process that runs it")
+    timeout_s: float = Field(10.0, gt=0, description="code, evalplus: CPU seconds for a problem's tests")
+    memory_mb: int = Field(1024, gt=0, description="code, evalplus: address space of the process that runs it")
 
     @field_validator("options")
     @classmethod
@@ -94,7 +96,7 @@ def score(spec: ScoreSpec, text: str, wanted: str, entry: Mapping[str, Any] | No
             return _generator(spec, text, entry)
         case "similarity":
             return _similarity(text, wanted)
-        case "code":
+        case "code" | "evalplus":
             return _code(spec, text, entry)
 
 
@@ -169,10 +171,11 @@ def _similarity(text: str, wanted: str) -> Score:
 
 
 def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
-    from jobs.sandbox import passes, program_of
+    from jobs.sandbox import passes, program_of, tests_of
 
     assert entry is not None
     program = program_of(text, entry)
     if program is None:
         return Score(0.0, None)
-    return Score(float(passes(program, entry, spec.timeout_s, spec.memory_mb)), program)
+    runs, tests = checked(program, entry, spec.memory_mb) if spec.kind == "evalplus" else (program, tests_of(entry))
+    return Score(float(passes(runs, tests, spec.timeout_s, spec.memory_mb)), program)

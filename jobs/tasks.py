@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs import sources
+from jobs.evalplus_checks import not_installed, unusable_row
 from jobs.scores import ScoreSpec, unusable_reference
 from jobs.sources import TaskError
 from jobs.task_spec import Benchmark, Examples, GeneratorSpec, TaskSpec
@@ -162,8 +163,13 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
 
 def _read(source: Examples, path: str | None = None, split: str | None = None) -> Iterator[Example]:
     """The examples of a local file or a data set of the hub."""
+    evalplus = source.score.kind == "evalplus"
+    if evalplus and (reason := not_installed()) is not None:
+        raise TaskError(f"{source.short}: {reason}")
     rows = sources.hub_rows(source, split or source.split) if source.hub else sources.file_rows(path or source.path)
     for where, row in rows:
+        if evalplus and (reason := unusable_row(row)) is not None:
+            raise TaskError(f"{where}: {reason}")
         yield _example(source, row, where)
 
 
@@ -195,7 +201,7 @@ def _chat(source: Examples, prompt: str) -> tuple[tuple[str, str], ...]:
 def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bool = False) -> Example:
     """may_be_empty: whether an empty response is one (a generator's may be)"""
     reference, of_reference = (None, None) if source.reference is None else _text(row, source.reference, where)
-    entry = row if source.score.kind in ("generator", "code") else None
+    entry = row if source.score.kind in ("generator", "code", "evalplus") else None
     if source.messages is not None:
         said = _said(row.get(source.messages), source.messages, where)
         return Example(said[-2][1], said[-1][1], said[:-1], reference, _score_of(source), entry)

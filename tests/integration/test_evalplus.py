@@ -1,20 +1,25 @@
-"""Our verdicts on code beside those of the `evalplus` package itself, answer by answer.
+"""Code judged by the `evalplus` package in our sandbox (score evalplus), and our own verdicts (score code) beside it.
 
-It is installed without what it depends on (`make evalplus`): its checker needs numpy and psutil alone. Its problems are
-fetched from the web, so these are problems of our own in its two forms: inputs with expected results and a tolerance,
-as its checker takes them, and the `test` of its published data sets, which our sandbox runs.
+The package is installed without what its checker does not need (`make evalplus`). Its problems are fetched from the
+web, so these are problems of our own in its forms: a row of its released files, and the `test` of its data sets on the
+hub.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.scores import ScoreSpec, score
+from jobs.task_spec import TaskSpec
+from jobs.tasks import TaskError, load_task
 
 CODE = ScoreSpec(kind="code", timeout_s=3, memory_mb=1024)
+EVALPLUS = ScoreSpec(kind="evalplus", timeout_s=8, memory_mb=1024)
 CHECK = """import numpy as np
 
 def is_floats(x):
@@ -47,6 +52,14 @@ class Coding:
         space: dict[str, Any] = {}
         exec(self.solution, space)
         return [space[self.name](*given) for given in self.inputs]
+
+    def released(self, number: int = 0) -> dict[str, Any]:
+        """A row of HumanEvalPlus.jsonl: its solution completes the prompt."""
+        prompt, solution = self.solution.split("\n    ", 1)
+        return {
+            "task_id": f"HumanEval/{number}", "prompt": f"{prompt}\n", "canonical_solution": f"    {solution}",
+            "entry_point": self.name, "base_input": self.inputs[:1], "plus_input": self.inputs[1:], "atol": self.atol,
+        }  # fmt: skip
 
     def entry(self, form: str) -> dict[str, Any]:
         """A row of the published data set: humaneval-plus has check(candidate), mbpp-plus a plain loop."""
@@ -144,3 +157,91 @@ def test_where_the_package_asks_for_more_than_its_published_tests() -> None:
     )
     assert verdict == "fail"
     assert score(CODE, answer, "", ROOTS.entry("humaneval")).value == 1
+
+
+@pytest.mark.parametrize(("problem", "answer"), ANSWERS)
+def test_its_own_checker_says_the_same_in_our_sandbox(problem: Coding, answer: str) -> None:
+    """On rows as released; where the package runs beside them it knows no sandbox, so that nothing is lost in ours."""
+    checker = pytest.importorskip("evalplus.eval")
+    verdict, _ = checker.untrusted_check(
+        "humaneval", answer, problem.inputs, problem.name, problem.expected(), problem.atol,
+        [0.01] * len(problem.inputs), fast_check=True, min_time_limit=1.0,
+    )  # fmt: skip
+    assert score(EVALPLUS, answer, "", problem.released()).value == float(verdict == "pass")
+
+
+def mbpp(number: int, name: str, solution: str, inputs: list[Any]) -> dict[str, Any]:
+    """A row of MbppPlus.jsonl: what JSON does not have is made of its inputs by the package, by their number."""
+    return {
+        "task_id": f"Mbpp/{number}", "prompt": f'"""Write {name}."""\n', "canonical_solution": solution,
+        "entry_point": name, "base_input": inputs[:1], "plus_input": inputs[1:], "atol": 0,
+    }  # fmt: skip
+
+
+SIMILAR = mbpp(
+    2, "similar_elements", "def similar_elements(a, b):\n    return tuple(set(a) & set(b))\n",
+    [[[3, 4, 5], [5, 4, 7]], [[], [1]]],
+)  # fmt: skip
+ANGLE = mbpp(
+    124, "angle", "import cmath\ndef angle(a, b):\n    return cmath.phase(a + b)\n", [["0", "1j"], ["1", "2j"]]
+)
+MATCH = mbpp(
+    434, "text_match_three", "import re\ndef text_match_three(s):\n    return re.search('ab{3}', s)\n",
+    [["abbb"], ["ab"]],
+)  # fmt: skip
+REACHES_OUT = """import socket
+try:
+    socket.create_connection(("127.0.0.1", 9), timeout=1)
+except ConnectionRefusedError:
+    def largest(x): return max(x) if x else None
+except OSError:
+    def largest(x): return "no network"
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "passes"),
+    [
+        (SIMILAR, "def similar_elements(a, b):\n    return [i for i in b if i in a]\n", True),  # compared as sets
+        (SIMILAR, "def similar_elements(a, b):\n    return a\n", False),
+        (SIMILAR, "def similar_elements(a, b):\n    assert type(a) is tuple\n    return {*a} & {*b}\n", True),
+        (ANGLE, "import cmath\ndef angle(a, b):\n    return cmath.polar(complex(a) + b)[1]\n", True),
+        (ANGLE, "def angle(a, b):\n    return b.imag\n", False),
+        (MATCH, "def text_match_three(s):\n    return 0\n", False),  # it is not None, where nothing is to be found
+        (MATCH, "def text_match_three(s):\n    return 'found' if 'abbb' in s else None\n", True),
+        (LARGEST.released(), REACHES_OUT, False),  # a refused connection would be a network
+        (LARGEST.released(), "```python\ndef largest(x):\n    return max(x, default=None)\n```", True),
+        (LARGEST.released(), "    return max(x) if x else None\n", True),  # a completion of the prompt
+        (LARGEST.released(), "def largest(x):\n    return [0] * 10**9 and max(x, default=None)\n", False),  # memory
+    ],
+)  # fmt: skip
+def test_rows_of_its_released_files(row: dict[str, Any], answer: str, passes: bool) -> None:
+    pytest.importorskip("evalplus.eval")
+    assert score(EVALPLUS, answer, "", json.loads(json.dumps(row))).value == passes
+
+
+def test_the_presets_read_its_released_files(tmp_path: Path) -> None:
+    pytest.importorskip("evalplus.eval")
+    rows = {"HumanEvalPlus": [problem.released(i) for i, problem in enumerate((MEAN, LARGEST))], "MbppPlus": [SIMILAR]}
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmarks = [
+        {"preset": preset, "path": str(tmp_path / f"{name}.jsonl")}
+        for preset, name in (("humaneval-evalplus", "HumanEvalPlus"), ("mbpp-evalplus", "MbppPlus"))
+    ]
+    data = load_task(TaskSpec.model_validate({"builtin": "addition", "benchmarks": benchmarks}))
+    assert [len(examples) for examples in data.benchmarks.values()] == [2, 1]
+    for example in [*data.benchmarks["humaneval-evalplus"], *data.benchmarks["mbpp-evalplus"]]:
+        assert example.entry is not None
+        assert example.prompt.endswith(f"```python\n{example.entry['prompt']}\n```")
+        assert score(example.score, example.wanted, example.wanted, example.entry).value == 1
+
+
+def test_rows_of_another_form_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("evalplus.eval")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(MEAN.entry("humaneval") | {"canonical_solution": "x"}))
+    benchmark = {"preset": "humaneval-evalplus", "path": str(tmp_path / "rows.jsonl")}
+    with pytest.raises(
+        TaskError, match="rows.jsonl:1: score evalplus reads rows of EvalPlus' released files; task_id, base"
+    ):
+        load_task(TaskSpec.model_validate({"builtin": "addition", "benchmarks": [benchmark]}))

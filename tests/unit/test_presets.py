@@ -68,6 +68,10 @@ MBPP = {
     "test_imports": [],
     "test_list": ["assert one{n}() == 1"],
 }
+EVALPLUS = {
+    "task_id": "Mbpp/1", "prompt": "'Write one{n}.'\n", "canonical_solution": "def one{n}(): return 1",
+    "entry_point": "one{n}", "base_input": [[]], "plus_input": [[]], "atol": 0,
+}  # fmt: skip
 PROX = {"question": "Swali {n}", **{f"option_{i}": f"o{i}" for i in range(9)}, "option_9": None, "answer": "C"}
 CHOICE = {"question": "Which {n}?", "options": OPTIONS}
 # benchmark -> a row as published, the end of its prompt, an answer that is right, one that is not
@@ -100,6 +104,11 @@ BENCHMARKS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "mbpp-plus": (
         MBPP | {"test": "assert one{n}() == 1"}, "assert one{n}() == 1", "```python\ndef one{n}(): return 1\n```", "x",
     ),
+    "humaneval-evalplus": (
+        EVALPLUS | {"task_id": "HumanEval/1", "prompt": "def one{n}():\n", "canonical_solution": "    return 1\n"},
+        "```python\ndef one{n}():\n\n```", "    return 1\n", "    return 2\n",
+    ),
+    "mbpp-evalplus": (EVALPLUS, "'Write one{n}.'\n\n```", "```python\ndef one{n}(): return 1\n```", "x = 1"),
 } | {f"mmlu-prox-{code}": (PROX, "I. o8\nAnswer with the letter of the right option.", "C", "D")
      for code in ("mr", "te", "ne", "sw", "wo", "yo", "zu")}  # fmt: skip
 
@@ -208,6 +217,8 @@ def test_a_benchmark_reads_rows_with_the_published_fields(name: str, tmp_path: P
 
 
 def problems(name: str, path: str) -> list[Example]:
+    if name.endswith("-evalplus"):
+        pytest.importorskip("evalplus", reason="make evalplus")
     benchmark = {"preset": name, "path": path}
     return load_task(TaskSpec.model_validate({"builtin": "cipher", "benchmarks": [benchmark]})).benchmarks[name]
 
@@ -273,6 +284,8 @@ def test_a_benchmarks_template_is_no_leak_and_a_planted_question_is_one(name: st
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(worded(row, text)) for text in texts))
     benchmark = {"preset": name, "path": str(tmp_path / "rows.jsonl"), "examples": None}
     task = TaskSpec.model_validate({"builtin": "cipher", "benchmarks": [benchmark]})
+    if name.endswith("-evalplus"):
+        pytest.importorskip("evalplus", reason="make evalplus")
     examples = load_task(task).benchmarks[name]
     train, overlapping, disjoint = examples[:20], examples[20], examples[21:]
 
