@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from jobs.strict import Strict
 from jobs.task_spec import TaskSpec
 from jobs.yardsticks import CAPABILITY, PRIMARY, regime
 from sweeper.options import add, json_option
+from sweeper.shared import LOOK_S
 from sweeper.spec import SpecError
+from sweeper.store import Claims
 
 PROBE = """\
 Measure what a backbone knows of a task before any training: the token-weighted mean p of the training responses
@@ -89,24 +93,32 @@ def probe(args: argparse.Namespace) -> int:
 
 
 def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
-    """The row of a backbone's own measure, from its record where it is finished, else measured in this process."""
+    """The row of a backbone's own measure, from its record where it is finished, else measured in this process.
+
+    Where another process measures it just now, this waits for that one.
+    """
     from jobs.record import RowWriter, TrialFolder
     from jobs.train import train
     from sweeper.run import check_inputs, prepare
 
     folder = TrialFolder(root / "trials" / trial.key)
-    result = folder.result()
-    if result is None or result["status"] != "finished":
-        prepare([trial], root, check_inputs([trial], root))
-        folder.create(trial)
-        writer = RowWriter(folder)
+    with Claims(root) as claims:
+        if not claims.take(trial.key):
+            print(f"another process measures {trial.key} just now: waiting for it", file=sys.stderr, flush=True)
+            while not claims.take(trial.key):
+                time.sleep(LOOK_S)
+        result = folder.result()
+        if result is None or result["status"] != "finished":
+            prepare([trial], root, check_inputs([trial], root))
+            folder.create(trial)
+            writer = RowWriter(folder)
 
-        def report(row: dict[str, float], *_: Any) -> bool:
-            writer.write(row)
-            return True
+            def report(row: dict[str, float], *_: Any) -> bool:
+                writer.write(row)
+                return True
 
-        train(trial, root, report)
-        folder.finish("finished", step=0, workers=1, train_s=0.0)
+            train(trial, root, report)
+            folder.finish("finished", step=0, workers=1, train_s=0.0)
     return {name: value for row in folder.rows() for name, value in row.items() if name not in ("step", "time")}
 
 

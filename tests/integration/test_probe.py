@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jobs.hf import import_transformers
 from jobs.pretrain import builtin_dir
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, load_task
+from sweeper.store import Claims
 
 from .conftest import ROOT, sweeper
 
@@ -28,6 +31,30 @@ def probe(storage: Path, *options: object, task: str = "addition", backbone: str
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_two_that_measure_the_same_do_it_once(backbones: Path, storage: Path) -> None:
+    """The second waits for the claim, then finds the record of the first; another process' claim stands in for it."""
+    options = ("--examples", 20, "--problems", 8, "--samples", 2, "--max-new-tokens", LONGEST)
+    first = probe(storage, *options)
+    (folder,) = (storage / "trials").iterdir()
+    result, rows = folder / "result.json", (folder / "metrics.jsonl").read_text()
+    ended = result.read_text()
+    result.unlink()
+    with Claims(storage) as claims:
+        assert claims.take(folder.name)
+        command = [
+            sys.executable, "-m", "sweeper", "probe", "--backbone", "char-llama-60", "--task", "addition", "--json",
+            *map(str, options), "--storage", str(storage),
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as second:
+            assert second.stdout is not None
+            assert second.stderr is not None
+            assert "another process measures" in next(line for line in second.stderr if "measures" in line)
+            result.write_text(ended)
+            claims.file.close()
+            assert json.loads(second.stdout.read()) == first
+    assert (folder / "metrics.jsonl").read_text() == rows
 
 
 def test_the_probe_says_what_plain_softmax_says(backbones: Path, storage: Path) -> None:
