@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.facts import ClusterFacts
 from cluster.finding import Finding, size
 from cluster.resources import PlacementError, Shape, lanes_that_fit
-from sweeper.estimate import DiskNeed, disk_need
+from sweeper.disk_need import DiskNeed, disk_need
 from sweeper.gpu_memory import shape_of
 from sweeper.plan import Plan, named_files
 from sweeper.run import pending_trials

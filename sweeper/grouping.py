@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.spec import TrialSpec
-from sweeper.estimate import GIB, Memory, memory_of, model_shape
+from sweeper.memory_need import GIB, Memory, memory_of
+from sweeper.sizes import model_shape
 
 AUTO_MOST = 8  # what benchmarks/together.py measures up to
 Together = Literal["auto", "off"] | int

@@ -18,7 +18,7 @@ from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpe
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
 from jobs.zero import check_shape
-from sweeper.estimate import too_large
+from sweeper.memory_need import too_large
 from sweeper.spec import Override, SchedulerSpec, SpecError, SweepSpec, Where
 
 Part = TypeVar("Part", bound=Strict)

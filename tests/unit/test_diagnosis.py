@@ -20,8 +20,8 @@ from cluster.node import OWN, PACKAGES, Node, mark_path
 from cluster.versions import NEEDED
 from jobs.spec import Execution, TrialSpec
 from sweeper.commands_doctor import refused, token
+from sweeper.disk_need import DiskNeed, disk_need
 from sweeper.doctor import disk, placing, tracking
-from sweeper.estimate import DiskNeed, disk_need
 from sweeper.gpu_memory import shape_of
 from sweeper.tracking import reach
 

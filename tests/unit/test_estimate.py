@@ -9,7 +9,9 @@ import jobs.sources
 from jobs.presets import presets
 from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
 from jobs.task_spec import GeneratorSpec, TaskSpec
-from sweeper.estimate import GIB, Memory, estimate, memory_of, model_shape, too_large
+from sweeper.estimate import estimate
+from sweeper.memory_need import GIB, Memory, memory_of, too_large
+from sweeper.sizes import model_shape
 
 PUBLISHED = {  # billions of parameters, from the model cards
     "Qwen2.5-1.5B": 1.54, "Qwen2.5-3B": 3.09, "Qwen2.5-7B": 7.62, "Qwen2.5-14B": 14.77, "Qwen2.5-32B": 32.76,

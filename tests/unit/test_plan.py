@@ -10,8 +10,9 @@ import pytest
 
 from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
-from sweeper.estimate import memory_of, model_shape
+from sweeper.memory_need import memory_of
 from sweeper.plan import Plan, make_plan
+from sweeper.sizes import model_shape
 from sweeper.spec import SpecError, load_sweep, parse_sweep
 from sweeper.store import Store
 from sweeper.table import plan_facts, print_plan

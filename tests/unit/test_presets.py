@@ -131,7 +131,7 @@ def saved(folder: Path, row: dict[str, Any], parquet: bool = False) -> str:
 
 @pytest.mark.parametrize("name", presets()["backbones"])
 def test_a_backbone_has_the_published_size_and_a_learning_rate(name: str) -> None:
-    from sweeper.estimate import shape_of_config
+    from sweeper.sizes import shape_of_config
 
     backbone = BackboneSpec.model_validate({"preset": name})
     shape = shape_of_config(dict(backbone.shape))
