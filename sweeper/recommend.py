@@ -263,7 +263,7 @@ def outlook(cells: Sequence[Cell]) -> list[Advice]:
 
 @dataclass(frozen=True)
 class Check:
-    """A cell foretold from the others: what was advised, what that gained, and what the best would have.
+    """A cell foretold from others: what was advised, what that gained, and what the best would have.
 
     held: objectives whose measured gain lies in the foretold interval, of `intervals` that there were
     """
@@ -277,18 +277,22 @@ class Check:
 
 
 def check(cells: Sequence[Cell]) -> list[Check]:
-    """Every cell from the others, with one smoother for all; NLL where no advice can be given."""
+    """Every cell from the others, with one smoother for all."""
     found, smoother = [], best_smoother(cells)
     for cell in cells:
         others = [c for c in cells if not _same_place(c, cell)]
-        advice = advise(others, cell.mean_p, cell.task, smoother)
-        # what this cell has not measured cannot be judged here
-        known = [one for one in advice.expected if one.objective == NLL or one.objective in cell.gains]
-        take = known[0].objective if known else None
-        bounds = [one for one in known if one.objective != NLL and not math.isnan(one.low)]
-        held = sum(one.low <= cell.gains[one.objective] <= one.high for one in bounds)
-        found.append(Check(cell, take, cell.gain(take or NLL), cell.gain(cell.best()), held, len(bounds)))
+        found.append(judged(cell, advise(others, cell.mean_p, cell.task, smoother)))
     return found
+
+
+def judged(cell: Cell, advice: Advice) -> Check:
+    """Advice beside what its cell has measured since; NLL is taken where no advice was given."""
+    # what this cell has not measured cannot be judged here
+    known = [one for one in advice.expected if one.objective == NLL or one.objective in cell.gains]
+    take = known[0].objective if known else None
+    bounds = [one for one in known if one.objective != NLL and not math.isnan(one.low)]
+    held = sum(one.low <= cell.gains[one.objective] <= one.high for one in bounds)
+    return Check(cell, take, cell.gain(take or NLL), cell.gain(cell.best()), held, len(bounds))
 
 
 def regrets(checks: Sequence[Check]) -> dict[str, float]:

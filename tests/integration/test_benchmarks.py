@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs.record import RowWriter
 from jobs.yardsticks import PRIMARY
 from sweeper.plan import make_plan
-from sweeper.spec import parse_sweep
+from sweeper.recommend import Cell
+from sweeper.spec import load_sweep, parse_sweep
 from sweeper.store import Store
 
 from .conftest import write_spec
@@ -130,6 +132,30 @@ def test_early_stopping_compares_policies_on_a_record(tmp_path: Path) -> None:
     assert 0.2 < lines["race"]["share"] < lines["race, sure"]["share"] < 1
     assert lines["race"]["same"] == 3
     assert all(lines[f"round-robin {n}"]["share"] <= lines["race"]["share"] for n in range(1, 6))
+
+
+def test_recommend_judges_advice_on_cells_that_it_has_not_seen() -> None:
+    """Gains are given: one objective leads from mean p 0.5 on, and in an unseen task it never does."""
+    bench = importlib.import_module("benchmarks.recommend")
+
+    def cell(sweep: str, mean_p: float, gain: float) -> Cell:
+        return Cell(sweep, f"b-{mean_p}", sweep, mean_p, {"one-minus-p": gain})
+
+    known = [cell("atlas", p, p - 0.5) for p in (0.1, 0.2, 0.3, 0.45, 0.55, 0.7, 0.8, 0.9)]
+    as_told = bench.row(bench.judge(known, [cell("between", p, p - 0.5) for p in (0.15, 0.25, 0.75, 0.85)]))
+    assert (as_told["cells"], as_told["best"], as_told["lost"]["advice"]) == (4, 4, 0)
+    assert as_told["lost"]["nll"] == pytest.approx((0.25 + 0.35) / 4)
+    assert as_told["held"] == as_told["intervals"] == 4
+    otherwise = bench.row(bench.judge(known, [cell("task", p, -0.2) for p in (0.15, 0.75, 0.85)]))
+    assert otherwise["lost"]["advice"] == pytest.approx(0.2 * 2 / 3)
+    assert otherwise["sure"] == 2
+    assert otherwise["ahead"] == 0
+
+    atlas = {trial.key for trial in make_plan(load_sweep(bench.ATLAS), ROOT).trials}
+    like = yaml.safe_load(bench.ATLAS.read_text())
+    for name, grids in bench.GROUPS.items():  # what it trains is not in the atlas
+        plan = make_plan(parse_sweep(json.dumps(bench.unseen(name, grids, like)), name), ROOT)
+        assert not atlas & {trial.key for trial in plan.trials if trial.objective is not None}
 
 
 def test_startup_measures_every_way_to_start_a_trial() -> None:
