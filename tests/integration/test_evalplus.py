@@ -134,40 +134,34 @@ ANSWERS: list[tuple[Coding, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("problem", "answer", "form"),
-    # each takes a second or two: every third in the other form, too
-    [(*one, "humaneval") for one in ANSWERS] + [(*one, "mbpp") for one in ANSWERS[::3]],
-)
-def test_the_verdict_is_that_of_evalplus(problem: Coding, answer: str, form: str) -> None:
+@pytest.mark.parametrize(("problem", "answer"), ANSWERS)
+def test_three_verdicts_on_an_answer_are_one(problem: Coding, answer: str) -> None:
+    """The package alone, which knows no sandbox; the package in ours, on a row as released; the published tests."""
+    right = verdict_of_evalplus("humaneval", problem, answer)
+    assert score(EVALPLUS, answer, "", problem.released()).value == right
+    assert score(CODE, answer, "", problem.entry("humaneval")).value == right
+
+
+@pytest.mark.parametrize(("problem", "answer"), ANSWERS[::3])  # each takes a second or two
+def test_verdicts_on_the_form_of_mbpp(problem: Coding, answer: str) -> None:
+    right = verdict_of_evalplus("mbpp", problem, answer)
+    assert score(CODE, answer, "", problem.entry("mbpp")).value == right
+
+
+def verdict_of_evalplus(form: str, problem: Coding, answer: str) -> float:
     checker = pytest.importorskip("evalplus.eval")
     verdict, _ = checker.untrusted_check(
         form, answer, problem.inputs, problem.name, problem.expected(), problem.atol, [0.01] * len(problem.inputs),
         fast_check=True, min_time_limit=1.0,
     )  # fmt: skip
-    assert score(CODE, answer, "", problem.entry(form)).value == float(verdict == "pass")
+    return float(verdict == "pass")
 
 
 def test_where_the_package_asks_for_more_than_its_published_tests() -> None:
     """Nearly equal floats in a tuple where a list is wanted: refused by the package, taken by its data sets' tests."""
-    checker = pytest.importorskip("evalplus.eval")
     answer = "def roots(x):\n    return tuple(i ** 0.5 + 5e-5 for i in x)\n"
-    verdict, _ = checker.untrusted_check(
-        "humaneval", answer, ROOTS.inputs, "roots", ROOTS.expected(), ROOTS.atol, [0.01] * 3, fast_check=True
-    )
-    assert verdict == "fail"
+    assert verdict_of_evalplus("humaneval", ROOTS, answer) == score(EVALPLUS, answer, "", ROOTS.released()).value == 0
     assert score(CODE, answer, "", ROOTS.entry("humaneval")).value == 1
-
-
-@pytest.mark.parametrize(("problem", "answer"), ANSWERS)
-def test_its_own_checker_says_the_same_in_our_sandbox(problem: Coding, answer: str) -> None:
-    """On rows as released; where the package runs beside them it knows no sandbox, so that nothing is lost in ours."""
-    checker = pytest.importorskip("evalplus.eval")
-    verdict, _ = checker.untrusted_check(
-        "humaneval", answer, problem.inputs, problem.name, problem.expected(), problem.atol,
-        [0.01] * len(problem.inputs), fast_check=True, min_time_limit=1.0,
-    )  # fmt: skip
-    assert score(EVALPLUS, answer, "", problem.released()).value == float(verdict == "pass")
 
 
 def mbpp(number: int, name: str, solution: str, inputs: list[Any]) -> dict[str, Any]:
