@@ -1,6 +1,6 @@
 """What advice loses on cells that it has never seen: python benchmarks/recommend.py
 
-    --storage DIR   where it is trained, once (half an hour); a second call reads it
+    --storage DIR   where it is trained, once (a quarter of an hour); a second call reads it
     --json          for programs
 
 Trains examples/atlas.yaml, from which `sweeper recommend` learns, and then cells that are not in it, in three groups:
