@@ -13,7 +13,7 @@ from jobs.fused import Context, Head, LinearLoss
 from jobs.loss import BoundObjective
 from jobs.objectives import OBJECTIVES, State
 from jobs.spec import ObjectiveSpec
-from sweeper import estimate
+from sweeper import memory_need
 
 N, D, V = 37, 8, 50
 
@@ -235,4 +235,4 @@ def test_second_backward_is_refused() -> None:
 
 
 def test_the_plan_estimates_the_chunk_that_is_used() -> None:
-    assert estimate.LOGITS_BYTES == fused.CHUNK_BYTES
+    assert memory_need.LOGITS_BYTES == fused.CHUNK_BYTES
