@@ -14,7 +14,7 @@ from jobs.presets import presets
 from jobs.scores import score
 from jobs.spec import BackboneSpec
 from jobs.task_spec import Benchmark, TaskSpec
-from jobs.tasks import Example, load_task
+from jobs.tasks import Example, TaskError, load_task
 
 DATA = Path(os.environ.get("SWEEPER_DATA", Path(__file__).parents[3] / "shared" / "data"))
 BILLIONS = {  # as the publishers state them
@@ -346,3 +346,13 @@ def test_figfont_benchmarks_are_the_items_after_the_training_ones() -> None:
         assert made is not None
         assert made.seed + made.size == task.generator.seed + task.generator.size
         assert made.settings == task.generator.settings
+
+
+def test_evalplus_checker_without_its_package_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has the hub's data sets only; here the package may be there."""
+    path = saved(tmp_path, EVALPLUS)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TaskError, match="rows: score evalplus needs the package; pip install 'objective-continuum"):
+        load_task(
+            TaskSpec.model_validate({"builtin": "cipher", "benchmarks": [{"preset": "mbpp-evalplus", "path": path}]})
+        )
