@@ -44,6 +44,7 @@ def unusable_row(row: Mapping[str, Any]) -> str | None:
 
 
 def not_installed() -> str | None:
+    """What to install; None where all is there that reading and checking rows imports."""
     if all(importlib.util.find_spec(name) for name in ("evalplus", "wget", "tempdir", "appdirs")):
         return None
     return (
@@ -53,8 +54,7 @@ def not_installed() -> str | None:
 
 
 def checked(program: str, row: Mapping[str, Any], memory_mb: int) -> tuple[str, str]:
-    """What the sandbox runs for an answer: the answer as text, and the check of it. The answer's own process is forked
-    by the package in there."""
+    """What the sandbox runs for an answer: the answer as text, and its check, which forks a process for it in there."""
     from evalplus.data.mbpp import mbpp_deserialize_inputs
 
     mbpp = str(row["task_id"]).startswith("Mbpp/")
