@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +142,7 @@ def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
 
         hf = import_transformers()
         file = gguf_file(backbone)
-        # a bar for a terminal; in a file it would be a line of a hundred pieces
-        bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-        with bar:
-            loaded = hf.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        loaded = hf.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # a model read from GGUF carries its quantisation along and cannot be saved: copy it into a plain twin
         plain = type(loaded)(type(loaded.config)(**loaded.config.to_dict()))
         plain.load_state_dict(loaded.state_dict())
