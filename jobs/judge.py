@@ -19,7 +19,6 @@ import selectors
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.sandbox import CLONE_NEWNET, leave, no_root, no_sockets
+from jobs.sandbox import CLONE_NEWNET, folder_of_nobody, leave, no_root, no_sockets
 
 SECONDS = 5  # math-verify's own limit, for reading an expression and for comparing two
 DEADLINE_S = 4 * SECONDS  # then the child is ended: what no limit of its own stops
@@ -66,7 +65,7 @@ class _Judge:
     def _started(self) -> subprocess.Popen[bytes]:
         if self.child is None or self.child.poll() is not None:
             self.end()
-            self.folder = tempfile.mkdtemp(prefix="judge-")
+            self.folder = folder_of_nobody("judge-")
             self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "jobs.judge", self.kind], cwd=self.folder, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -109,10 +109,18 @@ def _last_words(child: subprocess.Popen[bytes], seconds: float) -> bytes | None:
     return None
 
 
+def folder_of_nobody(prefix: str) -> str:
+    """An empty folder in which a child may write after `no_root`."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    with contextlib.suppress(OSError):  # not root, or the root of a container that may not: the child stays who it is
+        os.chown(folder, NOBODY, NOBODY)
+    return folder
+
+
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
     """An empty folder, removed whatever was made of it."""
-    folder = tempfile.mkdtemp(prefix="answer-")
+    folder = folder_of_nobody("answer-")
     try:
         yield folder
     finally:
@@ -147,7 +155,7 @@ def no_sockets() -> None:
 
 
 def no_root() -> None:
-    """Become nobody, who writes in the working folder and where all may, and ends no one else's process.
+    """Become nobody, who writes in a folder_of_nobody and where all may, and ends no one else's process.
 
     Where nobody could not read this Python, the right to read all files is kept; where root lacks that right, root
     stays root.
@@ -161,7 +169,6 @@ def no_root() -> None:
         return
     libc = ctypes.CDLL(None)
     with contextlib.suppress(OSError):  # root of a container that may not become another
-        os.chown(".", NOBODY, NOBODY)
         os.setgroups([])
         os.setgid(NOBODY)
         libc.prctl(PR_SET_KEEPCAPS, int(not readable))
