@@ -8,7 +8,8 @@ K LoRA trials of a Llama of SmolLM2-135M's shape (random weights), each in three
 
 Work is CPU seconds a trial and step (user and system, all processes), wall the tokens a second of all K. Memory is the
 peak beyond what a process holds before its model is made, proportional set sizes summed over processes, so that what
-they share is counted once. Ratios are to `in turn` with the same K. Each way runs in processes of its own, in turn.
+they share is counted once; on CUDA what torch has of the card and, a process, CUDA beside it. Ratios are to `in turn`
+with the same K. Each way runs in processes of its own, in turn; on CUDA in bf16.
 """
 
 import argparse
@@ -57,6 +58,21 @@ class Peak:
         return self.highest - self.before
 
 
+class CardPeak:
+    """Bytes of the card that this process takes at its peak: torch's and, beside it, CUDA's own."""
+
+    def __init__(self) -> None:
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        self.context = float(os.environ.get("CUDA_CONTEXT_MB") or (total - free - torch.cuda.memory_reserved()) / 2**20)
+
+    def mb(self) -> float:
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 2**20 + self.context
+
+
 def make_model(folder: Path, layers: int, vocab: int) -> None:
     """A model directory with the built-in tokenizer; rows are ids of characters, the head is as wide as `vocab`."""
     import torch
@@ -85,7 +101,7 @@ def trials(args: argparse.Namespace, count: int) -> list[Any]:
                 "task": {"path": f"{folder}/rows.jsonl", "heldout_examples": 1},
                 "objective": OBJECTIVES[i % len(OBJECTIVES)], "seed": i,
                 "train": {"lr": 1e-4, "batch_size": args.batch, "steps": args.steps, "max_length": 160,
-                          "log_every": 1, "checkpoint_every": 1000},
+                          "log_every": 1, "checkpoint_every": 1000, "precision": args.precision},
                 "evaluation": {"samples": 1, "max_new_tokens": 1, "batch_size": 1},
             }
         )
@@ -118,7 +134,8 @@ def child(args: argparse.Namespace) -> None:
 
     import_transformers().LlamaForCausalLM  # noqa: B018 its import is in the baseline
     mine = trials(args, args.trials)[args.first :]
-    peak, clocks = Peak(), [Clock() for _ in mine]
+    peak = CardPeak() if torch.cuda.is_available() else Peak()
+    clocks = [Clock() for _ in mine]
     if args.child == "together":
         members = [Member(t, c.report, lambda _: None) for t, c in zip(mine, clocks, strict=True)]
         train_together(members, args.folder)
@@ -128,13 +145,17 @@ def child(args: argparse.Namespace) -> None:
             train(one, args.folder, clock.report)
         each = [clock.spent() for clock in clocks if clock.marks]
         spent = sum(wall for wall, _ in each), sum(cpu for _, cpu in each)
-    print("RESULT " + json.dumps({"wall": spent[0], "cpu": spent[1], "peak_mb": peak.mb()}))
+    print("RESULT " + json.dumps({"wall": spent[0], "cpu": spent[1], "peak_mb": peak.mb()} | context_mb(peak)))
+
+
+def context_mb(peak: Peak | CardPeak) -> dict[str, float]:
+    return {"context_mb": peak.context} if isinstance(peak, CardPeak) else {}
 
 
 def measure(args: argparse.Namespace, way: str, count: int) -> dict[str, float]:
     """One way, once: wall seconds and CPU seconds over the steps measured, peak memory, over all its processes."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": str(args.threads)}
-    passed = [f"--{n}={getattr(args, n)}" for n in ("batch", "steps", "threads", "folder")]
+    passed = [f"--{n}={getattr(args, n)}" for n in ("batch", "steps", "threads", "folder", "precision")]
     firsts = range(count) if way == "processes" else range(1)
     started = [
         subprocess.Popen(
@@ -153,6 +174,7 @@ def measure(args: argparse.Namespace, way: str, count: int) -> dict[str, float]:
         "wall": max(f["wall"] for f in found),
         "cpu": sum(f["cpu"] for f in found),
         "peak_mb": sum(f["peak_mb"] for f in found),
+        "context_mb": found[0].get("context_mb", 0.0),
     }
 
 
@@ -164,6 +186,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--threads", type=int, default=1, help="a process")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16 on CUDA, else fp32")
     parser.add_argument("--json", action="store_true")
     for hidden in ("--child", "--folder", "--first"):
         parser.add_argument(hidden, default=None if hidden != "--first" else 0, help=argparse.SUPPRESS)
@@ -173,6 +196,9 @@ def main() -> None:
         args.trials = args.trials[0]
         child(args)
         return
+    import torch
+
+    args.precision = args.precision or ("bf16" if torch.cuda.is_available() else "fp32")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
@@ -182,6 +208,8 @@ def main() -> None:
             for way in WAYS:
                 found = measure(args, way, count)
                 base = base or found
+                if found["context_mb"]:  # a card that others are on does not tell how much of it is whose
+                    os.environ["CUDA_CONTEXT_MB"] = str(found["context_mb"])
                 steps = count * (args.steps - 2)
                 rows.append(
                     {
@@ -191,11 +219,14 @@ def main() -> None:
                         "memory_ratio": found["peak_mb"] / base["peak_mb"],
                     }
                 )  # fmt: skip
-                print(f"  {count} {way}", file=sys.stderr, flush=True)
+                print(f"  {count} {way} {found}", file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps({"batch": args.batch, "steps": args.steps, "threads": args.threads, "rows": rows}, indent=1))
         return
-    print(f"{args.batch} x 129 tokens a trial and step, {args.steps - 2} steps timed, {args.threads} thread a process")
+    print(
+        f"{args.precision}, {args.batch} x 129 tokens a trial and step, {args.steps - 2} steps timed, "
+        f"{args.threads} thread a process"
+    )
     print(f"{'K':>2} {'way':10}{'CPU s / trial-step':>20}  ratio  tokens/s  ratio  peak MB  ratio")
     for r in rows:
         print(

@@ -25,7 +25,8 @@ class Capability:
         self.median_nll = torch.tensor(probe.median_nll, device=device)
 
     def state(self, progress: float) -> State:
-        return State(self.mean_p, self.median_nll, self.probe_p, torch.tensor(progress, device=self.mean_p.device))
+        # filled, not copied: a copy to a GPU would wait for the last step
+        return State(self.mean_p, self.median_nll, self.probe_p, torch.full((), progress, device=self.mean_p.device))
 
     def update(self, sums: Tensor, sequence_nll: Tensor) -> None:
         """A step's sums and sequences of this rank (jobs.model.Measured); a collective."""

@@ -168,7 +168,7 @@ class _Window:
         """The objective's own loss under its own prefix; the rest means the same for every objective."""
         if dist.get_world_size() > 1:
             dist.all_reduce(self.sums)
-        total, kept, p, nll, count, alpha, first = (float(x) for x in self.sums)
+        total, kept, p, nll, count, alpha, first = self.sums.tolist()
         now = time.perf_counter()
         row = {
             "objective/loss": total / count,

@@ -86,6 +86,8 @@ class Batch:
     sequence:  [rows, tokens], the number of each token's sequence in the micro-batch
     sequences: how many there are
     position:  [rows, tokens], restarting at every sequence, where rows hold several (jobs/packing.py); else None
+    before:    [N], where the token before each target stands, in rows x tokens; read off the labels while they are on
+               the host, since a GPU would have to be waited for
     """
 
     ids: Tensor
@@ -94,9 +96,23 @@ class Batch:
     sequence: Tensor
     sequences: int
     position: Tensor | None = None
+    before: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.before is None:
+            row, column = (self.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+            object.__setattr__(self, "before", row * self.labels.shape[1] + column)
 
     def to(self, device: torch.device) -> Batch:
-        tensors: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if hasattr(t, "to")}
+        """The same on a device; to a GPU without waiting for it."""
+        pinned = device.type == "cuda"
+        tensors: dict[str, Any] = {
+            name: (t.contiguous().pin_memory() if pinned and t.device.type == "cpu" else t).to(
+                device, non_blocking=pinned
+            )
+            for name, t in vars(self).items()
+            if hasattr(t, "to")
+        }
         return replace(self, **tensors)
 
 

@@ -37,7 +37,8 @@ def ensure_process_group() -> None:
     import_deepspeed()
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        card = device() if torch.cuda.is_available() else None
+        dist.init_process_group(backend(), store=store, rank=0, world_size=1, device_id=card)
     os.environ.setdefault("RANK", str(dist.get_rank()))
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
@@ -57,7 +58,7 @@ def engine_for(trial: TrialSpec, model: nn.Module) -> Iterator[Any]:
         weight_decay=train.weight_decay,
         fused=True,  # one pass over the parameters instead of eight
     )
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    deepspeed.init_distributed(dist_backend=backend())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(trial))
     # one worker: nothing to reduce, and the reduction would copy every gradient twice
     engine.enable_backward_allreduce = zero_stage(trial) > 0 or dist.get_world_size() > 1
@@ -81,6 +82,11 @@ def clip(engine: Any, trial: TrialSpec) -> torch.Tensor | None:
 def set_learning_rate(engine: Any, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def backend() -> str:
+    """What torch's process groups speak where this process trains."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def device() -> torch.device:

@@ -7,12 +7,15 @@ So three GEMMs do it all: logits, gradient on the hidden states, gradient on the
 nothing: pull / S goes into the rows of the hidden states instead, which costs less and keeps denormals out of the
 GEMMs (p^10 makes gradients that slow x86 down threefold).
 
+On a GPU the passes over the chunk between those GEMMs are two kernels (`jobs/kernels.py`), elsewhere torch's.
+
 `jobs/reference.py` holds the twin of the same signature: the plain formula in float64.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -84,12 +87,13 @@ def linear_objective(
     target: Tensor,
     objective: BoundObjective,
     context: Context | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> LinearLoss:
     """The objective summed over N target tokens.
 
     hidden [N, d] and head in fp32, bf16 or float64; target [N] class indices, ignored tokens left out beforehand.
     Logits and statistics are fp32 (float64 for float64). Differentiable once in hidden, weight and bias.
+    chunk_bytes: of logits at once; without it CHUNK_BYTES, on a GPU no less than half of the head's gradient
     """
     context = context or Context()
     kind = hidden.device.type
@@ -113,7 +117,7 @@ class _Call:
     target: Tensor
     objective: BoundObjective
     context: Context
-    chunk_bytes: int
+    chunk_bytes: int | None
     grad: bool
     sequence_p: Tensor | None = None
 
@@ -124,9 +128,16 @@ class _Call:
         plain = replace(self, objective=NLL, context=Context(), grad=False)
         p = _apply(hidden.detach(), weight.detach(), bias, plain)[2].sigmoid()
         size = int(sequence.max()) + 1 if len(sequence) else 0
-        count = torch.zeros(size, dtype=p.dtype, device=p.device).index_add_(0, sequence, torch.ones_like(p))
-        mean = torch.zeros_like(count).index_add_(0, sequence, p) / count.clamp_min(1)
-        return replace(self, sequence_p=mean[sequence])
+        return replace(self, sequence_p=sequence_means(p, sequence, size)[sequence])
+
+
+def sequence_means(values: Tensor, sequence: Tensor, sequences: int) -> Tensor:
+    """Mean of each sequence's values [N] -> [sequences]; 0 for one without any.
+
+    A product with who belongs where: adding to an index would add in another order each time on a GPU.
+    """
+    inside = (sequence == torch.arange(sequences, device=sequence.device)[:, None]).to(values.dtype)
+    return (inside @ values) / inside.sum(1).clamp_min(1)
 
 
 class _LinearObjective(torch.autograd.Function):
@@ -173,21 +184,31 @@ class _Work:
         self.kl_weight = call.objective.spec.arguments()[kl] if kl is not None else 0.0
         # rows of e alone cannot carry a second full-vocabulary term, nor the slope of a softcap
         self.dense = bool(self.kl_weight) or call.head.softcap is not None
+        self.kernels = import_module("jobs.kernels") if not self.dense and _has_kernels(hidden) else None
+
+    def _bytes_at_once(self) -> int:
+        """On a GPU at least half of what the head's gradient takes: every chunk reads and writes all of that."""
+        if self.call.chunk_bytes is not None:
+            return self.call.chunk_bytes
+        gradient = 4 * self.d_weight.numel() if self.d_weight is not None and self.hidden.is_cuda else 0
+        return max(CHUNK_BYTES, gradient // 2)
 
     def run(self) -> tuple[Tensor, ...]:
         call, device = self.call, self.hidden.device
         n, vocab = len(self.hidden), len(self.weight)
         tensors = 1 + (call.head.softcap is not None) + 2 * ("reference" in self.row.needs)
-        most = max(1, call.chunk_bytes // (4 * vocab * tensors))
+        most = max(1, self._bytes_at_once() // (4 * vocab * tensors))
         rows = -(-n // -(-n // most)) if n else 1
         self.logits = torch.empty((rows, vocab), dtype=self.dtype, device=device)
+        wide = self.kernels is None or not self.low
+        self.narrow = None if wide else torch.empty((rows, vocab), dtype=torch.bfloat16, device=device)
         value = torch.empty(n, dtype=self.dtype, device=device)
         log_odds, kept = torch.empty_like(value), torch.empty(n, dtype=torch.bool, device=device)
         first = torch.empty_like(kept)
         for start in range(0, n, rows):
             part = slice(start, min(n, start + rows))
             value[part], log_odds[part], kept[part], first[part] = self._chunk(part)
-        del self.logits
+        del self.logits, self.narrow
         return value.sum(), value, log_odds, kept, first
 
     def gradients(self) -> list[Tensor | None]:
@@ -204,16 +225,13 @@ class _Work:
         capped = z.clone() if head.softcap is not None and self.dense else None
         entropy = _top_entropy(z) if "entropy" in self.row.needs else None
         reference = self._reference(part, target, z)
-        z_target = z.gather(1, target).squeeze(1)
-        z.scatter_(1, target, -torch.inf)
-        e = z
-        top, total = _exp_rows(e)
+        z_target, top, total, norm = self._statistics(z, target)
         log_odds = z_target - top - total.log()
         seen = Tokens(
             log_odds,
             log_odds,
             top_entropy=entropy,
-            concentration=_concentration(e, total, log_odds) if "concentration" in self.row.needs else None,
+            concentration=None if norm is None else _concentration(norm, total, log_odds),
             ref_logp=reference.logp if reference else None,
             ref_mass=reference.mass if reference else None,
             sequence_p=call.sequence_p[part] if call.sequence_p is not None else None,
@@ -227,9 +245,9 @@ class _Work:
         if any(g is not None for g in (self.d_hidden, self.d_weight, self.d_bias)):
             pull = torch.where(token.pull.abs() < FLUSH, 0.0, token.pull)
             if self.dense:
-                self._dense_gradient(part, hidden, e, target, total, pull, log_odds, token.kept, reference, capped)
+                self._dense_gradient(part, hidden, z, target, total, pull, log_odds, token.kept, reference, capped)
             else:
-                self._gradient(part, hidden, e, target, total, pull)
+                self._gradient(part, hidden, z, target, top, total, pull)
         return value, log_odds, token.kept, z_target >= top
 
     def _logits_of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, out: Tensor) -> Tensor:
@@ -243,16 +261,47 @@ class _Work:
             out.div_(head.softcap).tanh_().mul_(head.softcap)
         return out
 
-    def _gradient(self, part: slice, hidden: Tensor, e: Tensor, target: Tensor, total: Tensor, pull: Tensor) -> None:
-        """Gradient on the logits, (pull / S) * (e - S onehot), as a scaling of rows and two GEMMs."""
+    def _statistics(self, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """z at the target, and over all others: the maximum, the sum S of e, its 2-norm where it is needed, [n].
+
+        Without kernels z is e afterwards, 0 at the target.
+        """
+        wanted = "concentration" in self.row.needs
+        if self.kernels is not None:
+            z_target, top, total, squares = self.kernels.statistics(z, target.squeeze(1), wanted)
+            return z_target, top, total, None if squares is None else squares.sqrt()
+        z_target = z.gather(1, target).squeeze(1)
+        z.scatter_(1, target, -torch.inf)
+        top, total = _exp_rows(z)
+        return z_target, top, total, torch.linalg.vector_norm(z, dim=1) if wanted else None
+
+    def _gradient(
+        self, part: slice, hidden: Tensor, z: Tensor, target: Tensor, top: Tensor, total: Tensor, pull: Tensor
+    ) -> None:
+        """Gradient on the logits, (pull / S) * (e - S onehot), as a scaling of rows and two GEMMs.
+
+        z: what _statistics has left of the logits
+        """
         total = total.clamp_min(torch.finfo(total.dtype).tiny)
-        e.scatter_(1, target, -total.unsqueeze(1))
         rate = (pull / total * self.call.head.scale).unsqueeze(1)
-        if self._worth_compacting(pull):
-            keep = pull.nonzero().squeeze(1)
-            self._accumulate(_compact(e, keep), hidden[keep], rate[keep], keep + part.start)
-        else:
+        keep = pull.nonzero().squeeze(1) if self._worth_compacting(pull) else None
+        e = self._shape(z, target, top, total, keep)
+        if keep is None:
             self._accumulate(e, hidden, rate, part)
+        else:
+            self._accumulate(e, hidden[keep], rate[keep], keep + part.start)
+
+    def _shape(self, z: Tensor, target: Tensor, top: Tensor, total: Tensor, keep: Tensor | None) -> Tensor:
+        """e - S onehot of the rows `keep`, or of all; in bf16 where the GEMMs take it."""
+        if self.kernels is None:
+            z.scatter_(1, target, -total.unsqueeze(1))
+        elif self.narrow is not None:
+            rows = torch.arange(len(z), device=z.device) if keep is None else keep
+            out: Tensor = self.kernels.exponentials(z, rows, target.squeeze(1), top, total, self.narrow)
+            return out
+        else:
+            self.kernels.exponentials(z, torch.arange(len(z), device=z.device), target.squeeze(1), top, total, z)
+        return z if keep is None else _compact(z, keep)
 
     def _worth_compacting(self, pull: Tensor) -> bool:
         """Rows without a pull need no backward GEMM. On CUDA the count is a host sync: only where a gate drops some."""
@@ -288,9 +337,9 @@ class _Work:
 
     def _accumulate(self, e: Tensor, hidden: Tensor, rate: Tensor, into: slice | Tensor) -> None:
         """d_hidden[into] = rate (e @ weight), d_weight += e.T @ (rate hidden), d_bias += e.T @ rate."""
-        if self.d_bias is not None:
-            self.d_bias.addmv_(e.t(), rate.squeeze(1))
         low = e.to(torch.bfloat16) if self.low else e
+        if self.d_bias is not None:
+            self.d_bias.add_(_mm(low.t(), rate.to(low.dtype)).squeeze(1))
         if self.d_hidden is not None:
             self.d_hidden[into] = _mm(low, self.weight).mul_(rate).to(self.d_hidden.dtype)
         if self.d_weight is not None:
@@ -299,16 +348,12 @@ class _Work:
 
     def _accumulate_weight(self, e: Tensor, scaled: Tensor) -> None:
         assert self.d_weight is not None
-        started = float(self.d_weight_started)
         if not self.low:
-            self.d_weight.addmm_(e.t(), scaled, beta=started)
-            return
-        # the product leaves the GEMM in fp32, a block of the vocabulary at a time: it is as large as its block
-        step = max(1, self.call.chunk_bytes // (4 * scaled.shape[1]))
-        for block in range(0, e.shape[1], step):
-            part = slice(block, block + step)
-            product = _mm(e[:, part].t(), scaled)
-            self.d_weight[part] = self.d_weight[part].add_(product) if started else product
+            self.d_weight.addmm_(e.t(), scaled, beta=float(self.d_weight_started))
+        elif self.d_weight_started:
+            _add_mm(self.d_weight, e.t(), scaled)
+        else:
+            _mm(e.t(), scaled, out=self.d_weight)
 
     def _reference(self, part: slice, target: Tensor, z: Tensor) -> _Reference | None:
         """What the frozen backbone says of these tokens; z: the model's own logits, before they are changed."""
@@ -367,6 +412,11 @@ def _stays_narrow(hidden: Tensor) -> bool:
     return hidden.dtype == torch.bfloat16 and hidden.is_cuda
 
 
+def _has_kernels(hidden: Tensor) -> bool:
+    """Triton's are for GPUs, and for fp32 logits."""
+    return hidden.is_cuda and hidden.dtype != torch.float64
+
+
 def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b, in fp32 out of bf16 operands: rounding a logit to bf16 would move tokens across a gate."""
     if a.dtype != torch.bfloat16:
@@ -376,14 +426,22 @@ def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(a.float(), b.float(), out=out)
 
 
+def _add_mm(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b of bf16 operands, in fp32 and without a product of its own beside `out`."""
+    if a.is_cuda:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a.float(), b.float())
+
+
 def _top_entropy(z: Tensor) -> Tensor:
     """Entropy of the TOP_K most likely tokens, renormalised among themselves, nats, [n, V] -> [n]."""
     return torch.special.entr(z.topk(min(TOP_K, z.shape[1]), dim=1).values.softmax(1)).sum(1)
 
 
-def _concentration(e: Tensor, total: Tensor, log_odds: Tensor) -> Tensor:
-    """sum_v p_v^2 = p^2 + (1 - p)^2 sum r^2, [n]."""
-    spread = torch.linalg.vector_norm(e, dim=1) / total.clamp_min(torch.finfo(total.dtype).tiny)
+def _concentration(norm: Tensor, total: Tensor, log_odds: Tensor) -> Tensor:
+    """sum_v p_v^2 = p^2 + (1 - p)^2 sum r^2, [n]; norm: of e."""
+    spread = norm / total.clamp_min(torch.finfo(total.dtype).tiny)
     return log_odds.sigmoid() ** 2 + ((-log_odds).sigmoid() * spread) ** 2
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs.data import IGNORED, Batch
+from jobs.data import Batch
 from jobs.deepspeed_import import import_deepspeed
-from jobs.fused import CHUNK_BYTES, NLL, Context, Head, LinearLoss, linear_objective
+from jobs.fused import CHUNK_BYTES, NLL, Context, Head, LinearLoss, linear_objective, sequence_means
 from jobs.loss import BoundObjective
 from jobs.objectives import State, Tokens
 from jobs.plugins import objective_named
@@ -67,9 +67,10 @@ class Targets:
 
     @classmethod
     def of(cls, hidden: Tensor, batch: Batch) -> Targets:
-        labels = batch.labels[:, 1:]
-        chosen = labels != IGNORED
-        return cls(hidden[:, :-1][chosen], labels[chosen], batch.sequence[:, 1:][chosen])
+        before = batch.before
+        assert before is not None
+        ids, row = (t.flatten().index_select(0, before + 1) for t in (batch.labels, batch.sequence))
+        return cls(hidden.flatten(0, 1).index_select(0, before), ids, row)
 
 
 def target_statistics(backbone: nn.Module, batch: Batch) -> tuple[LinearLoss, Tensor]:
@@ -182,16 +183,12 @@ class ObjectiveModel(nn.Module):
         count = torch.ones_like(logp).sum()
         parts = (loss.value.sum(), loss.kept.sum(), logp.exp().sum(), -logp.sum(), count)
         sums = torch.stack([part.detach().double() for part in (*parts, alpha * count, loss.first.sum())])
-        tokens = torch.zeros(sequences, device=logp.device).index_add_(
-            0, targets.row, torch.ones_like(logp, dtype=torch.float)
-        )
-        nll = torch.zeros(sequences, device=logp.device).index_add_(0, targets.row, -logp.float())
-        return Measured(sums, nll / tokens.clamp_min(1))
+        return Measured(sums, sequence_means(-logp.float(), targets.row, sequences))
 
 
 def _alpha(spec: ObjectiveSpec, state: State | None, logp: Tensor) -> Tensor:
     """The alpha in force, for the record: the rule's where one number holds for all tokens, else the spec's or 0."""
     rule = objective_named(spec.name).alpha
     if rule is None or state is None or "state" not in objective_named(spec.name).needs:
-        return torch.tensor(spec.alpha or 0.0, device=logp.device)
+        return torch.full((), spec.alpha or 0.0, device=logp.device)
     return rule(Tokens(logp, logp, state=state)).to(logp.device)

@@ -79,6 +79,8 @@ def _own_address() -> str:
 
 def _join(address: str, port: int) -> None:
     """In each worker, before it serves. The group's store has no lock, so it listens at one address alone."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone: each such worker would train on the first GPU
     import torch
     import torch.distributed as dist
 
@@ -99,8 +101,12 @@ def _join(address: str, port: int) -> None:
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=door
     )
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+    # told its card, NCCL need not guess it from the rank, which is wrong where nodes have unequally many
+    cuda = torch.cuda.is_available()
+    card = torch.device("cuda", torch.cuda.current_device()) if cuda else None
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=size, device_id=card
+    )
 
 
 def set_device() -> None:

@@ -78,8 +78,7 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
     live = word * min(shape.params, LIVE) if stage == 3 and execution.workers > 1 else 0
     bucket = word * (BUCKET if on_gpu else min(BUCKET, trained))
     buffers = live + (bucket if stage > 0 and trial.objective is not None else 0)
-    rows = micro_batch_size(trial) * length
-    head = min(4 * rows * shape.vocab, LOGITS_BYTES) + 4 * shape.vocab * shape.hidden * (trial.backbone.lora is None)
+    head = _head(shape, micro_batch_size(trial) * length, trial)
     at_once = trial.evaluated_at_once * trial.evaluation.samples
     answer = (length if prompt is None else prompt) + trial.evaluation.max_new_tokens
     return Memory(
@@ -91,6 +90,17 @@ def memory_of(trial: TrialSpec, shape: Shape, length: float, prompt: float | Non
         context=CONTEXT if on_gpu else 0.0,
         loading=_loading(trial, shape, word),
     )  # fmt: skip
+
+
+def _head(shape: Shape, rows: float, trial: TrialSpec) -> float:
+    """Of jobs/fused.py: a chunk of fp32 logits and, where the head is trained, its whole gradient in fp32.
+
+    On a GPU a chunk is at least half as large as that gradient, and has a copy in bf16 beside it.
+    """
+    gradient = 0 if trial.backbone.lora is not None else 4 * shape.vocab * shape.hidden
+    on_gpu = trial.execution.gpus > 0
+    chunk = min(4 * rows * shape.vocab, max(LOGITS_BYTES, gradient // 2) if on_gpu else LOGITS_BYTES)
+    return gradient + chunk * (1.5 if on_gpu and trial.train.precision == "bf16" else 1)
 
 
 def _loading(trial: TrialSpec, shape: Shape, word: int) -> float:

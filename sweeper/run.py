@@ -7,13 +7,13 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
-from cluster.resources import Shape, lanes_that_fit
+from cluster.resources import Node, Shape, lanes_that_fit, total
 from jobs.backbone import check_backbone, convert_gguf, load_tokenizer, positions_of
 from jobs.pretrain import pretrain
 from jobs.sources import NO_TEMPLATE, TaskError
@@ -157,6 +157,8 @@ def _tune(
     shapes = {shape for trial in pending for shape in (shape_of(trial.execution), smallest_shape(trial))}
     specs = {key: trial.model_dump_json() for key, trial in trials.items()}
     count = _most_lanes(shapes, settings.concurrency or len(pending), grows=address is not None)
+    if (idle := gpus_left_idle(pending, nodes())) is not None:
+        say.line(idle)
     kin = kin_of(trials, settings.together, count, store.root)
     # on the head, which a sweep cannot do without; any other node may go
     board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
@@ -260,6 +262,14 @@ def _most_lanes(shapes: set[Shape], most: int, grows: bool) -> int:
     """
     fit = max([lanes_that_fit(nodes(), shape) for shape in sorted(shapes)])
     return min(most, 2 * fit if grows else fit)
+
+
+def gpus_left_idle(trials: list[TrialSpec], nodes: Sequence[Node]) -> str | None:
+    """What to say where the cluster has GPUs and all trials are for CPUs."""
+    gpus = total(nodes).get("GPU", 0.0)
+    if not gpus or any(shape_of(trial.execution).gpus for trial in trials):
+        return None
+    return f"the cluster has {gpus:g} GPU that no trial asks for; execution.gpus_per_worker: auto trains on them"
 
 
 def _callback(store: Store, say: Progress) -> Any:

@@ -20,6 +20,7 @@ import torch._dynamo  # the first optimiser step would import it
 import torch.distributed as dist
 
 from jobs.course import Save
+from jobs.engine import backend
 from jobs.hf import import_transformers
 from jobs.memory import settle
 from jobs.record import Row
@@ -57,12 +58,18 @@ def run(job: dict[str, Any], root: Path) -> None:
 
 def random_state() -> list[str]:
     """Digests of what every generator would draw next."""
-    states = (torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(np.random.get_state()))
+    states = [torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(np.random.get_state())]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state().numpy().tobytes())
     return [hashlib.sha256(s if isinstance(s, bytes) else s.encode()).hexdigest() for s in states]
 
 
 def join(rank: int, world: int, rendezvous: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    card = torch.device("cuda", rank) if torch.cuda.is_available() else None
+    if card is not None:
+        torch.cuda.set_device(card)
+    where = f"file://{rendezvous}"
+    dist.init_process_group(backend(), init_method=where, rank=rank, world_size=world, device_id=card)
 
 
 def serve(jobs: list[dict[str, Any]], root: Path) -> None:
@@ -80,6 +87,7 @@ def serve(jobs: list[dict[str, Any]], root: Path) -> None:
 def main() -> None:
     path, rank, world, rendezvous, *fresh = sys.argv[1:]
     torch.set_num_threads(1)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for a GPU otherwise takes it from a forked child
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     todo = json.loads(Path(path).read_text())
     root = Path(todo["root"])

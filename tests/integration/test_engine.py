@@ -24,7 +24,8 @@ from jobs.tasks import load_task
 
 WORKER = Path(__file__).parent / "plain_worker.py"
 STEPS = 8
-TOLERANCE = 1e-5  # fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3)
+# fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3), a tenth where a GPU meets a CPU
+TOLERANCE = 1e-4 if torch.cuda.is_available() else 1e-5
 
 
 def trial(stage: int, workers: int, objective: dict[str, Any], precision: str = "fp32") -> TrialSpec:
@@ -50,6 +51,8 @@ def run(folder: Path, root: Path, workers: int, jobs: list[dict[str, Any]], *opt
 
 
 def start(folder: Path, root: Path, workers: int, jobs: list[dict[str, Any]], *options: str) -> list[Any]:
+    if 0 < torch.cuda.device_count() < workers:
+        pytest.skip(f"NCCL wants a GPU a worker: {workers}")
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps({"root": str(root), "jobs": jobs}))
     command = [sys.executable, str(WORKER), str(folder / "jobs.json")]

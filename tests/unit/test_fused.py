@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from jobs.loss import BoundObjective
 from jobs.objectives import OBJECTIVES, State
 from jobs.spec import ObjectiveSpec
 from sweeper import memory_need
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which another test may do
 
 N, D, V = 37, 8, 50
 
@@ -35,18 +39,19 @@ CASES: list[tuple[torch.dtype, dict[str, float]]] = [
 ]
 
 
-def state(mean_p: float = 0.4) -> State:
-    return State(*(torch.tensor(x) for x in (mean_p, 1.2, 0.3, 0.5)))
+def state(mean_p: float = 0.4, device: str = "cpu") -> State:
+    return State(*(torch.tensor(x, device=device) for x in (mean_p, 1.2, 0.3, 0.5)))
 
 
 class Case:
     """Hidden states, head, targets and a frozen backbone's; sharp enough for p from 1e-6 to nearly 1."""
 
-    def __init__(self, dtype: torch.dtype, with_bias: bool = True, **head: float) -> None:
+    def __init__(self, dtype: torch.dtype, with_bias: bool = True, device: str = "cpu", **head: float) -> None:
         g = torch.Generator().manual_seed(0)
-        self.tensors = [torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,), (N, D), (V, D))]
-        self.target = torch.randint(V, (N,), generator=g)
-        self.sequence = torch.arange(N) // 5
+        drawn = [torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,), (N, D), (V, D))]
+        self.tensors, self.device = [t.to(device) for t in drawn], device
+        self.target = torch.randint(V, (N,), generator=g).to(device)
+        self.sequence = torch.arange(N, device=device) // 5
         self.head, self.with_bias = head, with_bias
 
     def run(self, module: object, spec: ObjectiveSpec, **options: int) -> tuple[LinearLoss, list[Tensor]]:
@@ -55,8 +60,9 @@ class Case:
         frozen = (wide(self.tensors[3]), Head(wide(self.tensors[4]), **self.head))
         head = Head(weight, bias if self.with_bias else None, **self.head)
         loss = module.linear_objective(  # type: ignore[attr-defined]
-            hidden, head, self.target, BoundObjective.bind(spec), Context(state(), frozen, self.sequence), **options
-        )
+            hidden, head, self.target, BoundObjective.bind(spec),
+            Context(state(device=self.device), frozen, self.sequence), **options
+        )  # fmt: skip
         (loss.total / 3).backward()
         grads = [t.grad for t in (hidden, weight, *((bias,) if self.with_bias else ()))]
         assert all(g is not None for g in grads)
@@ -98,6 +104,32 @@ def test_the_path_of_bf16_on_cuda_with_its_products_made_here(
     assert far(got.value, want.value) < 2e-5 * (15 if spec.alpha == 10 else 1)
     for mine, plain in zip(got_grads, want_grads, strict=True):
         assert far(mine, plain) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
+def test_the_kernels_equal_the_plain_formula(
+    spec: ObjectiveSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU where there is one, else by Triton's interpreter; rows of several blocks, one of them short."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        monkeypatch.setattr(fused, "_has_kernels", lambda hidden: hidden.dtype != torch.float64)
+        monkeypatch.setattr(fused, "_stays_narrow", lambda hidden: hidden.dtype == torch.bfloat16)
+    pytest.importorskip("triton")
+    from jobs import kernels
+
+    monkeypatch.setattr(kernels, "BLOCK", 32)
+    case = Case(dtype, device="cuda" if on_gpu else "cpu")
+    got, got_grads = case.run(fused, spec, chunk_bytes=4 * V * 10)
+    want, want_grads = case.run(reference, spec)
+    exact = 2e-5 * (15 if spec.alpha == 10 else 1)
+    assert far(got.value, want.value) < exact
+    assert far(got.log_odds, want.log_odds) < 2e-5
+    assert torch.equal(got.kept, want.kept)
+    assert torch.equal(got.first, want.first)
+    for mine, plain in zip(got_grads, want_grads, strict=True):
+        assert far(mine, plain) < (2e-2 if dtype == torch.bfloat16 else exact)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10**6])

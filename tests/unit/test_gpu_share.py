@@ -21,6 +21,7 @@ from sweeper.board import Board, Place
 from sweeper.gpu_memory import larger_share, placed, remember, shape_of, smallest_shape, why_whole
 from sweeper.gpu_share import MARGIN, MOST, Measure, after_out_of_memory, in_words, parts, parts_of, share
 from sweeper.plan import make_plan
+from sweeper.run import gpus_left_idle
 from sweeper.spec import parse_sweep
 from sweeper.store import Store
 from sweeper.table import plan_facts, print_plan
@@ -54,6 +55,14 @@ def test_no_card_is_given_more_than_once(shares: list[float]) -> None:
     taken = sum(gpus for gpus in shares if place(Shape(1, 1, gpus), [node]))
     assert all(-1e-9 <= card <= 1 for card in node.cards)
     assert taken == pytest.approx(3 - sum(node.cards))
+
+
+def test_a_sweep_that_leaves_all_gpus_idle_says_so() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+    said = gpus_left_idle([trial()], nodes)
+    assert said == "the cluster has 2 GPU that no trial asks for; execution.gpus_per_worker: auto trains on them"
+    assert gpus_left_idle([trial(), auto()], nodes) is None
+    assert gpus_left_idle([trial()], nodes[1:]) is None
 
 
 @given(MEASURES, MEASURES)
