@@ -12,6 +12,7 @@ import sys
 
 import torch
 
+from jobs.curve import ORDINARY, STATE
 from jobs.loss import BoundObjective
 from jobs.objectives import State, Tokens
 from jobs.plugins import known_objectives, objective_named
@@ -22,11 +23,8 @@ LOG_ODDS = (-69.0, -30.0, -14.0, -4.6, -1.0, 0.0, 1.0, 2.2, 7.0, 20.7, 69.0, mat
 
 def example_tokens(size: int, dtype: torch.dtype = torch.float32, **values: float) -> Tokens:
     """Everything that an objective may read, with ordinary numbers, one value for all `size` tokens."""
-    numbers = {
-        "top_entropy": 1.25, "concentration": 0.375, "ref_logp": -0.75, "ref_mass": 0.625, "sequence_p": 0.4375,
-        "mean_p": 0.3125, "median_nll": 1.5, "probe_p": 0.25, "progress": 0.5,
-    } | values  # fmt: skip
-    state = State(*(torch.tensor(numbers.pop(n), dtype=dtype) for n in ("mean_p", "median_nll", "probe_p", "progress")))
+    numbers = ORDINARY | values
+    state = State(**{name: torch.tensor(numbers.pop(name), dtype=dtype) for name in STATE})
     nothing = torch.zeros(size, dtype=dtype)
     return Tokens(nothing, nothing, state=state, **{k: torch.full((size,), v, dtype=dtype) for k, v in numbers.items()})
 

@@ -7,7 +7,7 @@ W(p) = -f'(p) p (1 - p) is the pull on the target's logit (Lemma 3.1); where a w
 W is that weight times 1 - p.
 
 Nothing here imports torch: the functions use tensor methods only, so that planning a sweep,
-which needs the names, stays instant.
+which needs the names, stays instant, and a report draws them without it (jobs/curve.py).
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from jobs.curve import weights
 from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.continuum import BACKBONE, NLL
@@ -165,21 +167,15 @@ def weight_figure(objectives: Mapping[str, ObjectiveSpec]) -> Figure:
 
     What an objective reads besides p is held at ordinary numbers: mean p 0.5, an entropy of 1.25 nats, ...
     """
-    import torch
-
-    from jobs.conformance import example_tokens
-    from jobs.loss import weight
-
     figure, axes = _canvas(3.9)
     if not objectives:
         return _empty(figure, axes, "No objective has been planned.")
     colour = colours(objectives)
-    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    seen = example_tokens(len(p), torch.float64, mean_p=0.5)
+    p = numpy.arange(1, 1000) / 1000  # each the nearest number, so that a gate stands where it should
     for name, objective in sorted(objectives.items(), key=lambda item: (item[1].gate is not None, item[0])):
         gated = objective.gate is not None
         axes.plot(
-            p.tolist(), weight(p, objective, seen).tolist(), label=name, color=colour[name],
+            p, weights(p, objective, mean_p=0.5), label=name, color=colour[name],
             linestyle="--" if gated else "-", linewidth=2.2,
         )  # fmt: skip
         if objective.gate is not None and objective.gate.at is not None:

@@ -123,6 +123,13 @@ def test_own_objective_as_documented(tmp_path: Path) -> None:
         "from jobs.spec import ObjectiveSpec; print(ObjectiveSpec(name='half-nll').identity())",
     )
     assert "my-package 1.2" in identity.stdout, identity.stderr
+    drawn = python(
+        "-c",
+        "import numpy; from jobs.curve import weights; from jobs.spec import ObjectiveSpec;"
+        "gate = {'side': 'top', 'at': 0.3};"
+        "print(weights(numpy.array([0.2, 0.6]), ObjectiveSpec.model_validate({'name': 'half-nll', 'gate': gate})))",
+    )
+    assert drawn.stdout.strip() == "[0.  0.2]", drawn.stderr
 
 
 def test_every_command_has_a_page_of_help(capsys: pytest.CaptureFixture[str]) -> None:

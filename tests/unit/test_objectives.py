@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from jobs import fused
 from jobs.conformance import example_tokens, findings
+from jobs.curve import weights
 from jobs.fused import Context, Head
 from jobs.loss import BoundObjective, log_odds_of, target_log_odds, weight
 from jobs.objectives import OBJECTIVES, canonical
@@ -51,6 +53,25 @@ def test_fp32_holds_the_vectors(group: str) -> None:
     for row, loss, pull in zip(rows, token.value.tolist(), token.pull.tolist(), strict=True):
         assert close(loss, float(row["loss"]), relative), (row["p"], "loss", loss, row["loss"])
         assert close(pull, float(row["weight"]), relative), (row["p"], "weight", pull, row["weight"])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_curves_hold_the_vectors(group: str) -> None:
+    rows = [r for r in GROUPS[group] if 0 < float(r["p"]) < 1]
+    p = numpy.array([float(r["p"]) for r in rows])
+    for row, pull in zip(rows, weights(p, spec_of(rows[0]), **CONTEXT), strict=True):
+        # the file's 1 - 1e-9 has fewer digits of 1 - p than its log-odds
+        assert close(pull, float(row["weight"]), 1e-6 if row["p"] == "0.999999999" else 1e-9), (row["p"], pull)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("gate", [None, {"side": "top", "at": 0.2345}, {"side": "bottom", "at": 0.2345}])
+def test_a_curve_is_what_torch_makes_of_it(group: str, gate: dict[str, object] | None) -> None:
+    row = GROUPS[group][0]
+    spec = ObjectiveSpec.model_validate({"name": row["objective"], "gate": gate} | json.loads(row["params"]))
+    p = numpy.arange(1, 1000) / 1000
+    want = weight(torch.from_numpy(p), spec, example_tokens(len(p), torch.float64, mean_p=0.5))
+    numpy.testing.assert_allclose(weights(p, spec, mean_p=0.5), want.numpy(), rtol=1e-12, atol=1e-14)
 
 
 FUSED = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ FORMS: dict[str, tuple[str, float | None, str | None, float | None]] = {
     "power a=0.5": ("power", 0.5, None, None),
     "nll p>=0.1": ("nll", None, "top", 0.1),
 }
+ROOT = Path(__file__).parents[2]
 FILES = {"report.html", "continuum.png", "alpha.png", "weights.png", "trials.csv", "leaderboard.csv", "report.json"}
 ERROR = "first line\n" * 40 + "RuntimeError: <b>loss & grad</b> are NaN"
 
@@ -238,6 +241,17 @@ def test_what_to_take_for_the_next_backbone_stands_along_the_continuum(table: pd
 
 def test_objectives_are_read_back_from_the_table(table: pd.DataFrame) -> None:
     assert list(objectives_of(table)) == ["nll", "nll p>=0.1", "one-minus-p", "power a=0.5"]
+
+
+def test_a_report_is_written_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.unit.test_report import make_table, write_report;"
+        "table = make_table({('weak', name): [0.1, 0.2] for name in ('backbone', 'nll', 'nll p>=0.1', 'power a=0.5')});"
+        f"write_report(table, Path({str(tmp_path)!r}), 'lean', {{}}); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {file.name for file in tmp_path.iterdir()} == FILES
 
 
 def test_an_objective_keeps_its_colour_in_every_figure() -> None:
