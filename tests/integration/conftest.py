@@ -107,10 +107,12 @@ def empty_mlflow(made_once: Path) -> Path:
 
 @pytest.fixture
 def storage(backbones: Path, empty_mlflow: Path, tmp_path: Path) -> Path:
-    """A fresh storage that shares the pre-trained backbones and begins with an empty database."""
+    """A fresh storage that shares pre-trained backbones and tasks as token ids, and begins with an empty database."""
     root = tmp_path / "storage"
     root.mkdir()
-    (root / "backbones").symlink_to(backbones / "backbones")
+    (backbones / "tokens").mkdir(exist_ok=True)
+    for shared in ("backbones", "tokens"):
+        (root / shared).symlink_to(backbones / shared)
     shutil.copy(empty_mlflow, root)
     return root
 

@@ -27,6 +27,7 @@ def test_smollm2_trains_on_gsm8k(storage: Path, tmp_path: Path) -> None:
     spec["train"] |= {"steps": 2, "batch_size": 2, "micro_batch_size": 1, "max_length": 256, "checkpoint_every": 100}
     spec["evaluation"] |= {"max_new_tokens": 16, "batch_size": 4, "probe_examples": 8}
     spec["grid"]["objective"] = spec["grid"]["objective"][::2]
+    spec["concurrency"] = 1  # a second lane would only bring its own start
     spec["grid"]["task"][0] |= {"heldout_examples": 4, "train_examples": 64}
     path = tmp_path / "cut.yaml"
     path.write_text(json.dumps(spec))

@@ -167,6 +167,7 @@ def test_a_real_backbone_knows_what_was_measured_elsewhere(storage: Path, tmp_pa
         examples, wanted, error = KNOWN[task["name"]]
         held = {"heldout_path": task.get("heldout_path", task.get("path"))}  # so that all the first rows are trained on
         own = {"path": str(first[task["name"]]), **held} if task["name"] in first else {}
+        own |= {"heldout_examples": 1}  # nothing is asked of them here, and each is another pass of the model
         said = probe(
             storage, "--data-root", DATA, "--examples", examples, "--problems", 1, "--samples", 1,
             "--max-new-tokens", 2, "--batch-size", 4, task=json.dumps(task | own), backbone=json.dumps(backbone),
