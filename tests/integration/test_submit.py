@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,41 @@ from sweeper.control import driver
 from sweeper.store import Store
 
 from .conftest import ROOT, Head, environment, until, write_spec
+from .test_sweep import install
+
+# Commands come in the middle of trials: these take that long with hardly any CPU, which other tests need meanwhile
+PACED = """
+import time
+from jobs.objectives import Objective, nll, one_minus_p
+
+def paced(loss):
+    def slowly(t):
+        time.sleep(0.1)
+        return loss(t)
+    return slowly
+
+PACED = Objective("paced", paced(nll), "-log p", "a test")
+PACED_TOO = Objective("paced_too", paced(one_minus_p), "1 - p", "a test")
+"""
+GRID = {
+    "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+    "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+    "objective": ["paced", "paced_too"],
+    "seed": [1],
+}
+TRAIN = {"lr": 1e-3, "batch_size": 8, "max_length": 32}
 
 
 class Client:
     """Another machine: the command line with the cluster's address and token, and no storage of its own."""
 
-    def __init__(self, head: Head, storage: Path) -> None:
-        self.head, self.storage = head, storage
+    def __init__(self, head: Head, storage: Path, env: dict[str, str] | None = None) -> None:
+        self.head, self.storage, self.env = head, storage, environment() | (env or {})
 
     def __call__(self, *args: object, secret: bool = True, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self._command(args),
-            cwd=ROOT, env=environment() | (self.head.secret if secret else {"HOME": "/nonexistent"}),
+            cwd=ROOT, env=self.env | (self.head.secret if secret else {"HOME": "/nonexistent"}),
             capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert code is None or done.returncode == code, done.stdout + done.stderr
@@ -43,7 +66,7 @@ class Client:
     def start(self, *args: object) -> subprocess.Popen[str]:
         """A command that goes on beside the test."""
         return subprocess.Popen(
-            self._command(args), cwd=ROOT, env=environment() | self.head.secret,
+            self._command(args), cwd=ROOT, env=self.env | self.head.secret,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -56,8 +79,15 @@ class Client:
 
 
 @pytest.fixture
-def client(head: Head, storage: Path) -> Client:
-    return Client(head, storage)
+def client(storage: Path, tmp_path: Path) -> Iterator[Client]:
+    """Of a head on which objectives of an own package are installed."""
+    head = Head(tmp_path / "token")
+    head.env = install(tmp_path, "paced", PACED, "paced", "paced_too")
+    head.start()
+    try:
+        yield Client(head, storage, head.env)
+    finally:
+        head.end()
 
 
 def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
@@ -70,10 +100,8 @@ def mlflow_statuses(storage: Path, sweep: str) -> set[str]:
 
 
 def test_submit_stop_resume_and_the_death_of_the_head(client: Client, storage: Path, tmp_path: Path) -> None:
-    spec = write_spec(
-        tmp_path, name="far", concurrency=None,
-        train={"lr": 1e-3, "batch_size": 32, "steps": 3000, "max_length": 32, "checkpoint_every": 100_000},
-    )  # fmt: skip
+    train = TRAIN | {"steps": 500, "checkpoint_every": 100_000}
+    spec = write_spec(tmp_path, name="far", grid=GRID, train=train, concurrency=None)
     assert "no Ray token" in client("submit", spec, secret=False, code=2).stderr
     outside = write_spec(tmp_path, name="outside")
     facts = json.loads(outside.read_text())
@@ -128,7 +156,7 @@ def stops_cleanly(client: Client, store: Store) -> str:
     started = time.monotonic()
     assert client.facts("stop", "far") == {"sweep": "far", "stopped": True}
     first = time.monotonic() - started
-    under_way = [f for f in trials(store) if f.result() is None and f.rows() and f.spec().objective is not None]
+    under_way = [f for f in trials(store) if f.result() is None and f.rows() and "_backbone_" not in f.key]
     assert under_way  # it was stopped in the middle
     assert {f"step-{f.rows()[-1]['step']:08.0f}" for f in under_way} == {f.checkpoints()[-1].name for f in under_way}
     assert "KILLED" in mlflow_statuses(store.root, "far")
@@ -159,10 +187,11 @@ def dies_under_followers(client: Client, key: str) -> None:
 
 def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> None:
     """kill -9 of the driver that has the broker: the sweep beside it goes on, takes the room and ends."""
-    train = {"lr": 1e-3, "batch_size": 32, "max_length": 32, "checkpoint_every": 20}
-    client("submit", write_spec(folder, name="first", train=train | {"steps": 3000, "lr": 2e-3}, concurrency=None))
+    train = TRAIN | {"checkpoint_every": 20}
+    more = {"grid": GRID, "concurrency": None}
+    client("submit", write_spec(folder, name="first", train=train | {"steps": 500, "lr": 2e-3}, **more))
     until("both lanes of the first sweep", lambda: len(training(store, "first")) == 2)
-    client("submit", write_spec(folder, name="second", train=train | {"steps": 2000}, concurrency=None))
+    client("submit", write_spec(folder, name="second", train=train | {"steps": 400}, **more))
     until("the second sweep beside it", lambda: training(store, "second"))
     assert training(store, "first")
     found = driver(store, "first")
@@ -170,12 +199,12 @@ def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> 
     os.kill(found[0], signal.SIGKILL)
     until("the job's end", lambda: client.facts("list", code=0)[-2]["status"] == "FAILED")
     assert client("wait", "second").returncode == 0
-    rows = [store.trial(k).rows() for k, t in store.trials("second").items() if t.objective is not None]
+    rows = [store.trial(key).rows() for key in planned(store, "second") if "_backbone_" not in key]
     assert max(r[0]["time"] for r in rows) < min(r[-1]["time"] for r in rows)  # at once, in all the room
     assert "RUNNING" in mlflow_statuses(store.root, "first")  # nobody was left to close them
     assert client("resume", "first").stdout.strip() == "first-2"
     assert client("wait", "first").returncode == 0
-    results = [store.trial(key).result() or {} for name in ("first", "second") for key in store.trials(name)]
+    results = [store.trial(key).result() or {} for name in ("first", "second") for key in planned(store, name)]
     assert {r["status"] for r in results} == {"finished"}
     assert any(r.get("resumed_from") for r in results)
     assert mlflow_statuses(store.root, "first") == mlflow_statuses(store.root, "second") == {"FINISHED"}
@@ -183,9 +212,7 @@ def a_driver_dies_beside_another(client: Client, store: Store, folder: Path) -> 
 
 def training(store: Store, sweep: str) -> list[str]:
     """Trials that have begun, and are not over."""
-    if sweep not in store.sweeps():
-        return []
-    folders = [store.trial(key) for key, trial in store.trials(sweep).items() if trial.objective is not None]
+    folders = [store.trial(key) for key in planned(store, sweep) if "_backbone_" not in key]
     return [f.key for f in folders if f.result() is None and f.rows() and f.rows()[-1]["step"] >= 20]
 
 
@@ -213,6 +240,9 @@ def goes_on(store: Store) -> None:
 
 
 def trials(store: Store) -> list[Any]:
-    if not (store.sweep_dir("far") / "plan.json").exists():
-        return []
-    return [f for f in (store.trial(key) for key in store.trials("far")) if (f.path / "trial.json").exists()]
+    return [f for f in (store.trial(key) for key in planned(store, "far")) if (f.path / "trial.json").exists()]
+
+
+def planned(store: Store, sweep: str) -> list[str]:
+    """Keys, of a plan whose objectives this process need not know; none before there is one."""
+    return [trial["key"] for trial in store.plan(sweep)["trials"]] if sweep in store.sweeps() else []
