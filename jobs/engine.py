@@ -70,6 +70,27 @@ def engine_for(trial: TrialSpec, model: nn.Module) -> Iterator[Any]:
         engine.destroy()
 
 
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """For the block, kernels that give the same bits each time; torch raises RuntimeError for an operation without one.
+
+    On a GPU attention's backward (cuDNN's, flash, memory-efficient) otherwise adds up in any order. On a CPU nothing
+    that is used here does.
+    """
+    if not wanted:
+        yield
+        return
+    more: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), more.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    more.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        more.fill_uninitialized_memory = filled
+
+
 def clip(engine: Any, trial: TrialSpec) -> torch.Tensor | None:
     """Clip the step's gradients where DeepSpeed does not; returns their norm before, or None where it does."""
     if not clips_here(trial):

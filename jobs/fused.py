@@ -178,6 +178,7 @@ class _Work:
         self.d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         self.d_weight = torch.empty(weight.shape, dtype=self.dtype, device=device) if wanted[1] else None
         self.d_weight_started = False
+        self.wanted = any(wanted)
         self.d_bias = torch.zeros(len(weight), dtype=self.dtype, device=device) if wanted[2] else None
         self.out_dtype = weight.dtype
         kl = self.row.kl
@@ -200,8 +201,8 @@ class _Work:
         most = max(1, self._bytes_at_once() // (4 * vocab * tensors))
         rows = -(-n // -(-n // most)) if n else 1
         self.logits = torch.empty((rows, vocab), dtype=self.dtype, device=device)
-        wide = self.kernels is None or not self.low
-        self.narrow = None if wide else torch.empty((rows, vocab), dtype=torch.bfloat16, device=device)
+        narrow = self.kernels is not None and self.low and self.wanted
+        self.narrow = torch.empty((rows, vocab), dtype=torch.bfloat16, device=device) if narrow else None
         value = torch.empty(n, dtype=self.dtype, device=device)
         log_odds, kept = torch.empty_like(value), torch.empty(n, dtype=torch.bool, device=device)
         first = torch.empty_like(kept)
@@ -242,7 +243,7 @@ class _Work:
         if reference is not None and self.kl_weight:
             log_total = torch.logaddexp(z_target, top + total.log())
             value = value + token.kept.to(self.dtype) * self.kl_weight * (reference.cross_term + log_total)
-        if any(g is not None for g in (self.d_hidden, self.d_weight, self.d_bias)):
+        if self.wanted:
             pull = torch.where(token.pull.abs() < FLUSH, 0.0, token.pull)
             if self.dense:
                 self._dense_gradient(part, hidden, z, target, total, pull, log_odds, token.kept, reference, capped)

@@ -95,6 +95,7 @@ def _join(address: str, port: int) -> None:
         LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
         NODE_RANK=str(context.get_node_rank()),
     )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for execution.deterministic; read once a process
     set_device()
     rank, size, timeout = context.get_world_rank(), context.get_world_size(), timedelta(minutes=30)
     door = _DOOR.pop().detach() if rank == 0 else None  # else it would listen on every interface

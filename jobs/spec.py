@@ -365,6 +365,9 @@ class Execution(Strict):
         0.3, gt=0, lt=1, description="share of the GPU that evaluation.engine vllm takes beside training"
     )
     packing: bool = Field(False, description="several sequences in a row, none of which sees another: less padding")
+    deterministic: bool = Field(
+        False, description="training steps by torch's deterministic kernels: on a GPU, else the bits differ each time"
+    )
     memory_gb: float | None = Field(
         None, gt=0, description="of a worker's GPU or share of it: plan refuses what is more"
     )

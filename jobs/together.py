@@ -201,7 +201,8 @@ class _Group:
                 course.clock.pause()
             return
         since = time.perf_counter()
-        computed = self._step([one.course for one in going])
+        with ds.repeatable(going[0].member.trial.execution.deterministic):
+            computed = self._step([one.course for one in going])
         shared = (time.perf_counter() - since) / len(going)
         for one, found in zip(going, computed, strict=True):
             clock = one.course.clock

@@ -150,15 +150,16 @@ def step(
     # DeepSpeed averages over micro-batches and ranks; the sum over all of them is what Eq. 4 divides
     share = num_targets / (len(cuts) * world)
     sums, sequence_nll, norm = [], [], None
-    for start in cuts:
-        batch = lay_out(rows[start : start + micro], pad).to(engine.device)
-        loss, *measured = engine(batch, share, state)
-        engine.backward(loss * len(cuts) if trial.train.reduction == "authors" else loss)
-        if start == cuts[-1]:
-            norm = ds.clip(engine, trial)
-        engine.step()
-        sums.append(measured[0])
-        sequence_nll.append(measured[1])
+    with ds.repeatable(trial.execution.deterministic):
+        for start in cuts:
+            batch = lay_out(rows[start : start + micro], pad).to(engine.device)
+            loss, *measured = engine(batch, share, state)
+            engine.backward(loss * len(cuts) if trial.train.reduction == "authors" else loss)
+            if start == cuts[-1]:
+                norm = ds.clip(engine, trial)
+            engine.step()
+            sums.append(measured[0])
+            sequence_nll.append(measured[1])
     return torch.stack(sums).sum(0), torch.cat(sequence_nll), norm
 
 

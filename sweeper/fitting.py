@@ -97,7 +97,8 @@ def _may_be_cut(trial: TrialSpec) -> bool:
 def what_decides_memory(trial: TrialSpec) -> list[Any]:
     """Of training, but for the number of sequences at once; as JSON types."""
     train, execution = trial.train, trial.execution
-    elsewhere = {"cpus_per_worker", "memory_gb", "evaluate_at_once"}  # of no weight, or of evaluation alone
+    # of no weight, or of evaluation alone
+    elsewhere = {"cpus_per_worker", "memory_gb", "evaluate_at_once", "deterministic"}
     return [
         trial.backbone.identity(), train.max_length, train.precision, train.zero_stage, train.batch_size,
         execution.model_dump(exclude=elsewhere) | {"gpus_per_worker": execution.gpus},

@@ -46,10 +46,21 @@ def run(job: dict[str, Any], root: Path) -> None:
             return False
         return True
 
+    seen: dict[str, bool] = {}
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: (
+            seen.update({"in a step": torch.are_deterministic_algorithms_enabled()}) if module.training else None
+        )
+    )
     resume = Path(job["resume"]) if "resume" in job else None
     facts: dict[str, Any] = {}
-    train(TrialSpec.model_validate(job["trial"]), root, report, resume, None if stop_at else out / "model", facts)
+    try:
+        train(TrialSpec.model_validate(job["trial"]), root, report, resume, None if stop_at else out / "model", facts)
+    finally:
+        hook.remove()
+    seen["after it"] = torch.are_deterministic_algorithms_enabled()
     if dist.get_rank() == 0:
+        (out / "deterministic.json").write_text(json.dumps(seen))
         (out / "rows.json").write_text(json.dumps(rows))
         (out / "facts.json").write_text(json.dumps(facts))
 

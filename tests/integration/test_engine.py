@@ -296,8 +296,8 @@ def test_tied_and_untied_heads_with_a_bias_of_the_body_reach_the_reference(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_used_process_reproduces_fresh_ones_bit_for_bit(backbones: Path, tmp_path: Path, workers: int) -> None:
-    """Every objective, ZeRO 0 to 3, with and without LoRA, fp32 and bf16, packed and not, two backbones, in shuffled
-    order; one predecessor has failed half-way.
+    """Every objective, ZeRO 0 to 3, with and without LoRA, fp32 and bf16, packed and not, with deterministic kernels
+    and not, two backbones, in shuffled order; one predecessor has failed half-way.
     """
     given: dict[str, Any] = {"power": {"alpha": -0.5}, "profit": {"threshold": 0.1}}
     specs = {}
@@ -311,6 +311,8 @@ def test_a_used_process_reproduces_fresh_ones_bit_for_bit(backbones: Path, tmp_p
             spec = changed(spec, "execution", packing=True)
         if number % 7 == 4:
             spec = changed(spec, "backbone", pretrain_steps=0)
+        if number % 4 == 2:
+            spec = changed(spec, "execution", deterministic=True)
         specs[name] = spec
     names = random.Random(workers).sample(sorted(specs), len(specs))
     failing = job(specs["nll"], tmp_path / "failed", raise_at=4)
@@ -329,6 +331,19 @@ def test_a_used_process_reproduces_fresh_ones_bit_for_bit(backbones: Path, tmp_p
         assert files, name
         for file in files:
             assert (one / "model" / file).read_bytes() == (other / "model" / file).read_bytes(), name
+
+
+def test_deterministic_kernels_are_asked_for_in_steps_alone_and_change_nothing_here(
+    backbones: Path, tmp_path: Path
+) -> None:
+    spec = trial(1, 1, {"name": "adaptive"})
+    wanted = changed(spec, "execution", deterministic=True)
+    assert wanted.key == spec.key
+    run(tmp_path / "run", backbones, 1, [job(spec, tmp_path / "as-ever"), job(wanted, tmp_path / "deterministic")])
+    in_steps = [json.loads((tmp_path / out / "deterministic.json").read_text()) for out in ("as-ever", "deterministic")]
+    assert in_steps == [{"in a step": False, "after it": False}, {"in a step": True, "after it": False}]
+    if not torch.cuda.is_available():  # there attention's backward is another one
+        assert furthest(weights(tmp_path / "as-ever"), weights(tmp_path / "deterministic")) == 0.0
 
 
 def test_two_workers_measure_what_one_measures(backbones: Path, tmp_path: Path) -> None:
