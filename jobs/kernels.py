@@ -73,7 +73,8 @@ def statistics(z: Tensor, target: Tensor, squares: bool) -> tuple[Tensor, Tensor
 def exponentials(z: Tensor, rows: Tensor, target: Tensor, top: Tensor, total: Tensor, out: Tensor) -> Tensor:
     """Fill the first len(rows) rows of `out` with exp(z - top) of the rows named, -total at their targets.
 
-    z [n, V] fp32; rows ascending; target, top, total [n]; out [>= len(rows), V], which may be z itself
+    z [n, V] fp32; target, top, total [n]; out [>= len(rows), V], which may be z itself where rows are all n in order:
+    else a row would be written while another program reads it
     """
     vocab = z.shape[1]
     if len(rows):
