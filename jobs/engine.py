@@ -15,6 +15,7 @@ from torch import nn
 
 from jobs.checkpoint_writer import CheckpointWriter, Parts
 from jobs.deepspeed_import import import_deepspeed
+from jobs.network import backend_here
 from jobs.spec import TrainSpec, TrialSpec
 from jobs.zero import clips_here, deepspeed_config, zero_stage
 
@@ -37,8 +38,7 @@ def ensure_process_group() -> None:
     import_deepspeed()
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
-        card = device() if torch.cuda.is_available() else None
-        dist.init_process_group(backend(), store=store, rank=0, world_size=1, device_id=card)
+        dist.init_process_group(store=store, rank=0, world_size=1, **backend_here())
     os.environ.setdefault("RANK", str(dist.get_rank()))
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
@@ -58,7 +58,7 @@ def engine_for(trial: TrialSpec, model: nn.Module) -> Iterator[Any]:
         weight_decay=train.weight_decay,
         fused=True,  # one pass over the parameters instead of eight
     )
-    deepspeed.init_distributed(dist_backend=backend())
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(trial))
     # one worker: nothing to reduce, and the reduction would copy every gradient twice
     engine.enable_backward_allreduce = zero_stage(trial) > 0 or dist.get_world_size() > 1
@@ -103,11 +103,6 @@ def clip(engine: Any, trial: TrialSpec) -> torch.Tensor | None:
 def set_learning_rate(engine: Any, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-
-
-def backend() -> str:
-    """What torch's process groups speak where this process trains."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def device() -> torch.device:

@@ -1,8 +1,9 @@
-"""Which network interface a process group is to meet over."""
+"""Which network interface a process group is to meet over, and what it speaks there."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 
@@ -20,6 +21,18 @@ def meet_at(address: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     if address == LOOPBACK:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def backend_here() -> dict[str, Any]:
+    """backend and device_id for torch's init_process_group: NCCL on this process' current GPU, else gloo.
+
+    Told its card, NCCL need not guess it from the rank, which is wrong where nodes have unequally many.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"backend": "gloo"}
+    return {"backend": "nccl", "device_id": torch.device("cuda", torch.cuda.current_device())}
 
 
 def interface_of(address: str) -> str | None:

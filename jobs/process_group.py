@@ -17,7 +17,7 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.util import get_current_placement_group
 
-from jobs.network import LOOPBACK, meet_at
+from jobs.network import LOOPBACK, backend_here, meet_at
 
 LEAVE_S = 30.0  # for a group whose peer may be dead already
 _DOOR: list[socket.socket] = []  # in rank 0's process: bound for the group's store, until that takes it
@@ -81,7 +81,6 @@ def _join(address: str, port: int) -> None:
     """In each worker, before it serves. The group's store has no lock, so it listens at one address alone."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone: each such worker would train on the first GPU
-    import torch
     import torch.distributed as dist
 
     meet_at(_own_address())
@@ -102,12 +101,7 @@ def _join(address: str, port: int) -> None:
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=door
     )
-    # told its card, NCCL need not guess it from the rank, which is wrong where nodes have unequally many
-    cuda = torch.cuda.is_available()
-    card = torch.device("cuda", torch.cuda.current_device()) if cuda else None
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=size, device_id=card
-    )
+    dist.init_process_group(timeout=timeout, store=store, rank=rank, world_size=size, **backend_here())
 
 
 def set_device() -> None:

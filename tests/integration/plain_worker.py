@@ -20,9 +20,9 @@ import torch._dynamo  # the first optimiser step would import it
 import torch.distributed as dist
 
 from jobs.course import Save
-from jobs.engine import backend
 from jobs.hf import import_transformers
 from jobs.memory import settle
+from jobs.network import backend_here
 from jobs.record import Row
 from jobs.spec import TrialSpec
 from jobs.train import train
@@ -76,11 +76,9 @@ def random_state() -> list[str]:
 
 
 def join(rank: int, world: int, rendezvous: str) -> None:
-    card = torch.device("cuda", rank) if torch.cuda.is_available() else None
-    if card is not None:
-        torch.cuda.set_device(card)
-    where = f"file://{rendezvous}"
-    dist.init_process_group(backend(), init_method=where, rank=rank, world_size=world, device_id=card)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    dist.init_process_group(init_method=f"file://{rendezvous}", rank=rank, world_size=world, **backend_here())
 
 
 def serve(jobs: list[dict[str, Any]], root: Path) -> None:

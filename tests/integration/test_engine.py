@@ -24,8 +24,8 @@ from jobs.tasks import load_task
 
 WORKER = Path(__file__).parent / "plain_worker.py"
 STEPS = 8
-# fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3), a tenth where a GPU meets a CPU
-TOLERANCE = 1e-4 if torch.cuda.is_available() else 1e-5
+# fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3); on a GPU, beside a CPU, a twentieth
+TOLERANCE = 5e-5 if torch.cuda.is_available() else 1e-5
 
 
 def trial(stage: int, workers: int, objective: dict[str, Any], precision: str = "fp32") -> TrialSpec:

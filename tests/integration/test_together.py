@@ -37,8 +37,9 @@ def loss(t):
 
 TOUCHY = Objective("touchy", loss, "-log p", "a test")
 """
-# fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3), a tenth where a GPU meets a CPU
-TOLERANCE = 1e-4 if torch.cuda.is_available() else 1e-5
+# fp32 sums in another order, through AdamW: a hundredth of one update (lr 1e-3), a twentieth on a GPU, where the order
+# depends on a batch's shape, too
+TOLERANCE = 5e-5 if torch.cuda.is_available() else 1e-5
 GROUP: list[tuple[dict[str, Any], int]] = [
     ({"name": "nll"}, 3),
     ({"name": "one-minus-p"}, 4),
