@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KEY = "sweeper.key"
 SYNC_EVERY_S = 2.0
 CLOSE_S = 60.0  # for the runs to be closed when somebody does not want to wait
-BATCH = 1000  # MLflow's limit of metrics in one request
+BATCH = 1000  # MLflow's limit of metrics, params and tags in one request
 PAGE = 1000  # runs in one answer
 # of a result: what a worker could take at once
 AT_ONCE = ("micro_batch_size", "evaluated_at_once")
@@ -37,6 +37,7 @@ MLFLOW_ENV = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # it would tell its makers of every run
 }
 ABOUT = """One run a trial, nested below this sweep; the run called *backbone* is the model before training.
 
@@ -67,6 +68,7 @@ class Tracking:
         self.parent = self._parent()
         self.offsets: dict[str, int] = {}
         self.closed: dict[str, str] = {}  # trials whose run has its last state, by status
+        self.described = {key for key, run in self.runs.items() if run.data.params}
 
     def run_ids(self) -> dict[str, str]:
         """Trial key -> MLflow run id."""
@@ -145,17 +147,13 @@ class Tracking:
         wanted = FINAL.get(status, "KILLED" if over else "RUNNING")
         if run.data.tags.get("sweeper.rows") == str(offset) and run.info.status == wanted:
             rows = []  # all of it was written by an earlier driver
-        self._log(run_id, rows)
+        ends, result = status in FINAL or over, folder.result() or {}
+        tags = {"sweeper.rows": str(offset), "status": status, **_tags_of(result)} if ends else {}
+        self._log(run_id, {} if key in self.described else _params(trial), rows, tags)
+        self.described.add(key)
         self.offsets[key] = offset
-        if status in FINAL or over:
-            result = folder.result() or {}
-            self.client.set_tag(run_id, "sweeper.rows", str(offset))
-            self.client.set_tag(run_id, "status", status)
-            for name, value in _tags_of(result).items():
-                self.client.set_tag(run_id, name, value)
-            if result.get("error"):
-                self.client.set_tag(run_id, "error", str(result["error"])[-4000:])
-            elif "error" in run.data.tags:
+        if ends:
+            if "error" in run.data.tags and "error" not in tags:
                 self.client.delete_tag(run_id, "error")  # of an attempt before this one
             self.client.set_terminated(run_id, wanted, end_time=_ms(result["time"]) if result else None)
             self.closed[key] = status
@@ -164,38 +162,20 @@ class Tracking:
             self.runs[key] = self.client.get_run(run_id)
 
     def _create(self, key: str, trial: TrialSpec) -> Run:
-        objective = trial.objective.canonical() if trial.objective else None
         name = f"{trial.objective_label} · {trial.backbone.name} · {trial.task.name}"
         folder = self.store.trial(key)
         started = folder.started() or (folder.result() or {}).get("time", time.time())  # over before it began
-        tags = {KEY: key, "sweeper.kind": "trial" if objective else "backbone", "mlflow.parentRunId": self.parent}
-        run = self.client.create_run(
+        kind = "trial" if trial.objective else "backbone"
+        return self.client.create_run(
             self.experiment_id,
             start_time=_ms(started),
-            run_name=f"{name} · s{trial.seed}" if objective else name,
-            tags=tags,
+            run_name=f"{name} · s{trial.seed}" if trial.objective else name,
+            tags={KEY: key, "sweeper.kind": kind, "mlflow.parentRunId": self.parent},
         )
-        from mlflow.entities import Param
 
-        params: dict[str, Any] = {
-            "backbone": trial.backbone.name,
-            "task": trial.task.name,
-            "objective": trial.objective_label,
-            "alpha": objective.alpha if objective else None,
-            "gate": objective.gate.label if objective and objective.gate else None,
-            "normalisation": objective.normalisation if objective else None,
-            **({f"objective.{name}": value for name, value in objective.params.items()} if objective else {}),
-            "seed": trial.seed if objective else None,
-            **(trial.train.model_dump() if objective else {}),
-            **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},
-            **trial.execution.model_dump(),
-            "attention": trial.attention,
-        }
-        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in params.items() if v is not None])
-        return run
-
-    def _log(self, run_id: str, rows: list[dict[str, float]]) -> None:
-        from mlflow.entities import Metric
+    def _log(self, run_id: str, params: dict[str, str], rows: list[dict[str, float]], tags: dict[str, str]) -> None:
+        """In as few requests as MLflow's limits allow; the tags come with the last of the rows, never before it."""
+        from mlflow.entities import Metric, Param, RunTag
 
         points = [
             Metric(name, float(value), _ms(row["time"]), int(row["step"]))
@@ -203,8 +183,34 @@ class Tracking:
             for name, value in row.items()
             if name not in ("step", "time")
         ]
-        for start in range(0, len(points), BATCH):
-            self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+        given = [Param(name, value) for name, value in params.items()]
+        labels = [RunTag(name, value) for name, value in tags.items()]
+        size = BATCH - len(given) - len(labels)
+        parts = [points[start : start + size] for start in range(0, len(points), size)] or [[]]
+        for number, part in enumerate(parts):
+            last = labels if number == len(parts) - 1 else []
+            if given or part or last:
+                self.client.log_batch(run_id, metrics=part, params=given, tags=last)
+            given = []
+
+
+def _params(trial: TrialSpec) -> dict[str, str]:
+    objective = trial.objective.canonical() if trial.objective else None
+    params: dict[str, Any] = {
+        "backbone": trial.backbone.name,
+        "task": trial.task.name,
+        "objective": trial.objective_label,
+        "alpha": objective.alpha if objective else None,
+        "gate": objective.gate.label if objective and objective.gate else None,
+        "normalisation": objective.normalisation if objective else None,
+        **({f"objective.{name}": value for name, value in objective.params.items()} if objective else {}),
+        "seed": trial.seed if objective else None,
+        **(trial.train.model_dump() if objective else {}),
+        **{f"eval.{k}": v for k, v in trial.evaluation.model_dump().items()},
+        **trial.execution.model_dump(),
+        "attention": trial.attention,
+    }
+    return {name: str(value) for name, value in params.items() if value is not None}
 
 
 def _set_environment() -> None:
@@ -274,6 +280,8 @@ def _tags_of(result: dict[str, Any]) -> dict[str, str]:
         tags["objective.gate_at"] = str(result["gate_at"])
     if result.get("together"):
         tags["together"] = str(result["together"])
+    if result.get("error"):
+        tags["error"] = str(result["error"])[-4000:]
     return tags | _memory_tags(result.get("memory"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +50,56 @@ def test_long_trials_and_many_runs_are_written_whole_and_once(
     assert sorted((point.step, point.value) for point in history) == [(s, 1 / s) for s in range(1, ROWS + 1)]
     tags = again.client.get_run(run_id).data.tags
     assert (tags["execution.micro_batch_size"], tags["execution.evaluated_at_once"]) == ("16", "4")
+
+
+def test_a_trial_at_its_end_takes_few_requests_and_a_lost_one_makes_no_second_run(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from sweeper import tracking
+
+    plan = make_plan(load_sweep(write_spec(tmp_path)), tmp_path)
+    store = Store(storage)
+    store.save_plan("small", plan.spec.text, plan.trials, {"source": "test"})
+    trial = plan.trials[-1]
+    asked: list[str] = []
+    for name in ("create_run", "log_batch", "set_tag", "delete_tag", "set_terminated", "update_run", "get_run"):
+        asks = getattr(MlflowClient, name)
+        monkeypatch.setattr(MlflowClient, name, _counted(asks, name, asked))
+    writer = tracking.Tracking(store, "small", f"sqlite:///{storage / 'mlflow.db'}")
+    folder = store.trial(trial.key)
+    folder.create(trial)
+    RowWriter(folder).write({"step": 1, "objective/loss": 0.5})
+    folder.finish("failed", error="it was too warm")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", _gone)
+        with pytest.raises(MlflowException, match="gone"):
+            writer.sync()
+    asked.clear()
+    writer.sync()
+    assert asked == ["log_batch", "set_terminated"]  # the run was made before
+    (run,) = [r for r in writer.client.search_runs([writer.experiment_id]) if r.info.run_id != writer.parent]
+    assert run.data.params["objective"] == trial.objective_label
+    assert (run.data.tags["error"], run.data.tags["status"]) == ("it was too warm", "failed")
+
+    folder.finish("finished")
+    tracking.Tracking(store, "small", writer.uri).sync()
+    tags = writer.client.get_run(run.info.run_id).data.tags
+    assert (tags.get("error"), tags["status"]) == (None, "finished")
+
+
+def _counted(asks: Callable[..., Any], name: str, asked: list[str]) -> Callable[..., Any]:
+    def ask(*args: Any, **more: Any) -> Any:
+        asked.append(name)
+        return asks(*args, **more)
+
+    return ask
+
+
+def _gone(*_: object, **__: object) -> None:
+    from mlflow.exceptions import MlflowException
+
+    raise MlflowException("the server is gone")
