@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from cluster.growth import possible_nodes
 
@@ -19,11 +19,8 @@ RAY_ENV = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # of Ray Train's own doing; trials' metrics are ours
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, not only Tune
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # ours are started with an environment of their own
     "RAY_ENABLE_AUTO_CONNECT": "0",  # what still runs when Ray is shut down may not start another
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -43,8 +40,8 @@ class ConnectError(ConnectionError):
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the block. Without an address an embedded one on loopback, ended with the block.
 
-    The embedded one has no dashboard, which would cost four processes more, and a token of its own, handed down
-    by environment, so that nothing is written to the home directory and no other user gets in.
+    The embedded one (cluster/embedded.py) has a token of its own, handed down by environment, so that nothing is
+    written to the home directory and no other user gets in.
     """
     for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)
@@ -58,24 +55,22 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     if address is not None:
         _answers(address)
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        if address is None:
-            ray.init(
-                address="local",  # else Ray joins what was last started on this machine, dead or alive
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise ConnectError(f"no Ray at {address or 'this machine'}: {error}") from error
-    signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there, which skips ours
-    try:
-        yield
-    finally:
-        _shut_down()
+    with ExitStack() as stack:
+        try:
+            if address is None:
+                from cluster.embedded import embedded
+
+                joined = stack.enter_context(embedded(num_cpus))
+            else:
+                joined = address
+            ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            raise ConnectError(f"no Ray at {address or 'this machine'}: {error}") from error
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there, which skips ours
+        try:
+            yield
+        finally:
+            _shut_down()
 
 
 def _shut_down() -> None:

@@ -2,6 +2,7 @@
 
 All that is patched in a dependency is patched here, for the time of the import:
 - deepspeed.autotuning imports mlflow where it is installed (1.3 s): hidden meanwhile;
+- losses of transformers' object detectors import scipy.optimize (0.45 s): an empty one meanwhile (jobs/hf.py);
 - the Muon optimiser decorates with torch.compile at import, which loads inductor (1.2 s): a no-op meanwhile;
 - on the CPU every process compiles a C++ shared-memory all-reduce for inference, 34 s: never built.
 `tests/integration/test_deepspeed_import.py` notices when one of them no longer applies.
@@ -12,8 +13,23 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+
+@contextmanager
+def instead(name: str, module: ModuleType | None) -> Iterator[None]:
+    """Another module of this name for the block, or none at all; one that is imported already stays."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = module  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(name)
 
 
 def import_deepspeed() -> ModuleType:
@@ -24,23 +40,19 @@ def import_deepspeed() -> ModuleType:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    hide_mlflow = "mlflow" not in sys.modules
     compile_ = torch.compile
 
     def not_compiled(function: Any = None, **_: Any) -> Any:
         return function if callable(function) else lambda f: f
 
+    torch.compile = not_compiled  # type: ignore[assignment]
     try:
-        if hide_mlflow:
-            sys.modules["mlflow"] = None  # type: ignore[assignment]
-        torch.compile = not_compiled  # type: ignore[assignment]
-        deepspeed = importlib.import_module("deepspeed")
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-        importlib.import_module("deepspeed.comm.torch")
+        with instead("mlflow", None):
+            deepspeed = importlib.import_module("deepspeed")
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+            importlib.import_module("deepspeed.comm.torch")
     finally:
         torch.compile = compile_
-        if hide_mlflow:
-            sys.modules.pop("mlflow", None)
     # `import deepspeed.comm.torch as x` would give PyTorch
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     return deepspeed

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
-from jobs.deepspeed_import import import_deepspeed
+from jobs.deepspeed_import import import_deepspeed, instead
 
 
 def import_transformers() -> ModuleType:
     """For models: transformers imports DeepSpeed on the first that it makes, so ours, the lean way, must come first."""
     import_deepspeed()
-    return import_tokenizers()
+    transformers = import_tokenizers()
+    optimisers = ModuleType("scipy.optimize")
+    optimisers.linear_sum_assignment = None  # type: ignore[attr-defined]
+    with instead(optimisers.__name__, optimisers):
+        importlib.import_module("transformers.modeling_utils")
+    return transformers
 
 
 def import_tokenizers() -> ModuleType:

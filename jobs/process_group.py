@@ -1,4 +1,4 @@
-"""The process group of a lane, as a backend of Ray Train.
+"""The process group of a lane, as a backend of Ray Train, and where its workers begin.
 
 Ray's own (TorchConfig) imports torch into every driver and every lane's controller, where nothing is computed.
 """
@@ -58,6 +58,13 @@ class LaneConfig(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _LaneBackend
+
+
+def serve(config: dict[str, Any]) -> None:
+    """A worker's part of the lane (jobs/worker.py), imported by workers alone: it takes torch with it."""
+    from jobs import worker
+
+    worker.serve(config)
 
 
 def _meeting_place(config: LaneConfig) -> tuple[str, int]:

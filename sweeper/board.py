@@ -43,6 +43,27 @@ class Place:
     outside: int = 0
 
 
+class Meeting:
+    """Of all workers of a lane: how many have come, and what the first of them has brought."""
+
+    def __init__(self) -> None:
+        self.arrived, self.data, self.complete = 0, None, asyncio.Event()
+
+
+class Barrier:
+    """A lane's workers wait for each other at the board, by the call that Ray Train makes of an actor of its own."""
+
+    def __init__(self, board: Any, lane: str) -> None:
+        self.board, self.lane = board, lane
+
+    @property
+    def broadcast_from_rank_zero(self) -> Barrier:
+        return self
+
+    def remote(self, *, world_rank: int, world_size: int, data: Any, collective_seq: int, **_: Any) -> Any:
+        return self.board.meet.remote(self.lane, collective_seq, world_rank, world_size, data)
+
+
 class Board:
     """The mailbox of one sweep.
 
@@ -77,6 +98,7 @@ class Board:
         self.ended: set[str] = set()  # at their end, until they are posted again
         self.lane_shape: dict[str, Any] = {}
         self.groups: dict[str, Any] = {}  # a lane's placement group
+        self.meetings: dict[str, dict[int, Meeting]] = defaultdict(dict)  # of a lane's workers, by number
         self.cards: dict[str, str] = {}
         self.measures: list[tuple[str, Message]] = []  # what trials took of memory, until the driver asks
         self.settling: set[str] = set()  # kinds that were measured and wait for their places
@@ -128,12 +150,25 @@ class Board:
     async def up(self, lane: str, group: Any, card: str = "") -> None:
         """Its workers are there, in this placement group, and will meet. card: of the first worker, if it has GPUs."""
         self.groups[lane] = group
+        self.meetings.pop(lane, None)  # of workers that were there before these
         if card:
             self.cards[lane] = card
 
     async def group_of(self, lane: str) -> Any:
         """The placement group of a lane whose workers were there, for whoever must remove it; else None."""
         return self.groups.get(lane)
+
+    async def meet(self, lane: str, number: int, rank: int, size: int, data: Any) -> Any:
+        """Wait until all `size` workers of a lane have come to their number-th meeting: what rank 0 has brought."""
+        meeting = self.meetings[lane].setdefault(number, Meeting())
+        meeting.arrived += 1
+        if rank == 0:
+            meeting.data = data
+        if meeting.arrived == size:
+            meeting.complete.set()
+            self.meetings[lane].pop(number, None)
+        await meeting.complete.wait()
+        return meeting.data
 
     async def next_jobs(self, lane: str, index: int) -> list[Message] | None:
         """The lane's index-th trial, or trials to train together, the same for all ranks; None when it is to end."""
@@ -342,6 +377,7 @@ class Board:
         self.lanes.pop(lane, None)
         self.lane_shape.pop(lane, None)
         self.groups.pop(lane, None)
+        self.meetings.pop(lane, None)
         self.cards.pop(lane, None)
         await self._wake()  # the trial that it was to measure may be another's now
         if error is None:

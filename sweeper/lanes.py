@@ -19,7 +19,7 @@ from cluster.broker import HEARTBEAT_S, Share
 from cluster.connect import nodes
 from cluster.resources import Shape
 from jobs.clock import EVALUATE
-from jobs.process_group import LaneConfig
+from jobs.process_group import LaneConfig, serve
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
@@ -39,13 +39,6 @@ PEER_GONE = ("gloo", "NCCL", "Connection closed", "Connection reset", "connectio
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, of a terminal
 SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
-
-
-def serve(config: dict[str, Any]) -> None:
-    """jobs.worker.serve, imported (with torch) by the workers alone."""
-    from jobs import worker
-
-    worker.serve(config)
 
 
 class LanePool:
@@ -271,6 +264,8 @@ class LanePool:
         name, shape = lane.name, lane.shape
         return LaneTrainer(
             serve,
+            board=self.board,
+            lane=name,
             unwanted=lane.unwanted,
             train_loop_config={
                 "board": self.board,

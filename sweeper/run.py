@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 import time
 import warnings
@@ -35,8 +34,8 @@ from sweeper.tracking import TrackingThread
 if TYPE_CHECKING:
     from jobs.corpus import Reader
 
+AT_BOARD = 100_000  # who may wait at the board at once: every trial under way, and every worker of every lane twice
 OVER = ("finished", "stopped")
-TUNE_DIR = "tune"
 
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
@@ -134,14 +133,13 @@ def _tune(
     plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, address: str | None, read: Reader, claims: Claims
 ) -> None:
     import ray
-    from ray import tune
 
     from cluster.broker import Share
     from sweeper import watch
     from sweeper.board import Board
-    from sweeper.cell import Cell
     from sweeper.lanes import LanePool
     from sweeper.scheduler import make_scheduler
+    from sweeper.tuning import tune_round
 
     settings = plan.spec.settings
 
@@ -161,7 +159,7 @@ def _tune(
         say.line(idle)
     kin = kin_of(trials, settings.together, count, store.root)
     # on the head, which a sweep cannot do without; any other node may go
-    board: Any = ray.remote(num_cpus=0, resources=HEAD)(Board).remote(
+    board: Any = ray.remote(num_cpus=0, resources=HEAD, max_concurrency=AT_BOARD)(Board).remote(
         specs, places, scheduler is not None, None if settings.lanes else 1, kin
     )
     ray.get(board.hold.remote(dict.fromkeys(shared.mine)))  # for the others no lanes
@@ -171,33 +169,14 @@ def _tune(
         partial(_stop_requests, store, settings.name, shared, say), say.line,
     ):  # fmt: skip
         prepare(pending, store.root, read)  # while the lanes come up
-        cell = tune.with_resources(
-            tune.with_parameters(Cell, board=board, max_failures=settings.max_failures),
-            {"cpu": 0, **HEAD},  # waits, computes nothing; a bundle may not be empty
-        )
+        # one more than lanes train, so that the next trial is posted when a lane comes free
+        most = count * max([1, *(one.most for one in kin.values())]) + 1
+        callback, folder = _callback(store, say), store.sweep_dir(settings.name)
         with watch.beside(store, settings.name):
             for round_ in _rounds(plan, store, list(specs), say, shared):
                 keys = in_order(list(round_), kin)
                 ray.get(board.hold.remote(round_))
-                tune.Tuner(
-                    cell,
-                    param_space={"key": tune.grid_search(keys)},
-                    tune_config=tune.TuneConfig(
-                        scheduler=scheduler,
-                        # one more than lanes train, so that the next trial is posted when a lane comes free
-                        max_concurrent_trials=count * max([1, *(one.most for one in kin.values())]) + 1,
-                        reuse_actors=True,
-                        trial_dirname_creator=lambda trial: trial.trial_id,
-                    ),
-                    run_config=tune.RunConfig(
-                        name=TUNE_DIR,
-                        storage_path=str(store.sweep_dir(settings.name)),
-                        verbose=0,
-                        callbacks=[_callback(store, say)],
-                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    ),
-                ).fit()
-                shutil.rmtree(store.sweep_dir(settings.name) / TUNE_DIR)  # its state: ours is in the trials' folders
+                tune_round(keys, board, settings.max_failures, most, scheduler, callback, folder)
 
 
 def _stop_requests(store: Store, sweep: str, shared: Shared, say: Progress) -> list[str]:

@@ -41,6 +41,26 @@ def test_the_plain_import_still_loads_mlflow() -> None:
     assert last_line(PLAIN)["mlflow"], "the shortcut for mlflow is no longer needed"
 
 
+MODELS = """
+import json, sys
+from jobs.hf import import_transformers
+hf = import_transformers()
+model = hf.LlamaForCausalLM(hf.LlamaConfig(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+seen = {"lean": "scipy.optimize" not in sys.modules}
+from scipy.optimize import linear_sum_assignment
+print(json.dumps(seen | {"whole": linear_sum_assignment is not None}))
+"""
+PLAIN_MODELS = (
+    "import transformers.modeling_utils, sys, json; print(json.dumps({'scipy': 'scipy.optimize' in sys.modules}))"
+)
+
+
+def test_models_are_imported_without_scipy_which_is_there_for_others() -> None:
+    assert last_line(MODELS) == {"lean": True, "whole": True}
+    assert last_line(PLAIN_MODELS)["scipy"], "the shortcut for scipy is no longer needed"
+
+
 TOKENIZER = """
 import json, sys
 from pathlib import Path

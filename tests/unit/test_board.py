@@ -35,6 +35,29 @@ def test_both_ranks_of_a_lane_get_the_same_trial() -> None:
     run(scene())
 
 
+def test_workers_of_a_lane_meet_and_hear_what_rank_0_has_brought() -> None:
+    async def scene() -> None:
+        b = board()
+        early = asyncio.create_task(b.meet("lane", 1, 1, 2, "mine"))
+        await asyncio.sleep(0)
+        assert not early.done()
+        assert await b.meet("other", 1, 0, 1, "alone") == "alone"
+        assert await b.meet("lane", 1, 0, 2, "theirs") == "theirs"
+        assert await early == "theirs"
+        assert not b.meetings["lane"]
+
+        lost = asyncio.create_task(b.meet("lane", 2, 1, 2, None))
+        await asyncio.sleep(0)
+        await b.up("lane", "group")  # of other workers, with whom nobody has met
+        again = asyncio.create_task(b.meet("lane", 2, 0, 2, "new"))
+        await asyncio.sleep(0)
+        assert not again.done()
+        assert await b.meet("lane", 2, 1, 2, None) == await again == "new"
+        lost.cancel()
+
+    run(scene())
+
+
 def test_a_closed_lane_ends_and_an_unlaned_one_ends_after_one_trial() -> None:
     async def scene() -> None:
         b = board()

@@ -8,14 +8,18 @@ import pytest
 import ray
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution import collective_impl, context
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from jobs.process_group import serve
 from sweeper import lane_trainer
+from sweeper.board import Barrier
 from sweeper.lane_trainer import UNUSED, LaneTrainer
-from sweeper.lanes import _reason, is_death, serve
+from sweeper.lanes import _reason, is_death
 
 DEATH = WorkerHealthCheckFailedError("worker 1", ray.exceptions.RayActorError())
 GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
@@ -44,6 +48,8 @@ def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path)
     """Another Ray may rename it, and then start its processes again."""
     trainer = LaneTrainer(
         serve,
+        board=None,
+        lane="lane-0",
         unwanted=threading.Event(),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="lane", storage_path=str(tmp_path)),
@@ -74,3 +80,16 @@ def test_whatever_a_lane_overrides_is_there_upstream_with_the_same_arguments(our
         else:
             assert name in vars(upstream), name
     assert changed.keys() - {"_abc_impl"}
+
+
+def test_the_barrier_of_workers_is_called_as_upstream_calls_its_actor_and_starts_none() -> None:
+    """The names that stand in for upstream's are those which it looks up, and a barrier takes what it is given."""
+    starts, ends = inspect.getsource(WorkerGroup), inspect.getsource(state)
+    assert "SynchronizationActor.options(" in starts
+    assert ends.count("_shutdown_sync_actor(self.sync_actor)") == 2
+    assert worker_group.SynchronizationActor.options(label_selector={}).remote(timeout_s=1) is not None
+    given = inspect.signature(SynchronizationActor.__ray_metadata__.modified_class.broadcast_from_rank_zero).parameters
+    wanted = inspect.signature(Barrier.remote).parameters
+    assert {name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY} <= given.keys()
+    calls = inspect.getsource(collective_impl) + inspect.getsource(context)
+    assert calls.count(".broadcast_from_rank_zero.remote(") == calls.count("get_synchronization_actor()") == 3
