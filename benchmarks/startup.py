@@ -8,10 +8,12 @@ The same one-step trials (a small Llama, one worker) by every way there is:
     tune + train  Ray Tune over Ray Train as Ray documents it: a function trainable that calls TorchTrainer.fit()
     plain         a Python process a trial
     torchrun, deepspeed   that process under either launcher
+    imports       a process that imports what one of our workers must have (ray.train, torch, deepspeed, transformers)
+                  and does nothing: two of them are the least that two lanes can take, however many trials they serve
 
 CPU seconds are of all processes that a way has started, Ray's own among them, sampled from /proc. Backbone and
-tokenised task are there before, for all. Taken off ours is what the same command takes when nothing is left to train
-(`base`: plan, MLflow's import, report), which the others do not do.
+tokenised task are there before, for all. Taken off ours is what the same command takes when all is trained (`base`:
+plan, everything into a fresh MLflow database, report), which the others do not do.
 """
 
 import argparse
@@ -37,6 +39,12 @@ from jobs.train import train
 import torch
 torch.set_num_threads(1)
 train(TrialSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), lambda *_: True)
+"""
+
+IMPORTS = """
+import jobs.worker
+from jobs.hf import import_transformers
+import_transformers().LlamaForCausalLM
 """
 
 DOCUMENTED = """
@@ -142,6 +150,8 @@ def ours(prepared: Path, folder: Path, trials: int, lanes: bool) -> dict[str, An
     for result in (storage / "trials").glob("*_nll_*/result.json"):
         found = json.loads(result.read_text())
         whole["in_trials_s"] = whole.get("in_trials_s", 0.0) + found["setup_s"] + found["train_s"]
+    for file in storage.glob("mlflow.db*"):
+        file.unlink()
     whole["base_cpu_s"] = Meter().run(command)["cpu_s"]
     return {"trials": trials} | whole
 
@@ -191,6 +201,7 @@ def measure(folder: Path, trials: int, more: int, others: int) -> dict[str, Any]
               "deepspeed": [bin_ / "deepspeed", "--num_gpus=1", "--no_local_rank", one]}  # fmt: skip
     for way, command in single.items():
         found[way] = {"trials": others, **Meter().run([*command, files[0], root], others)}
+    found["imports"] = {"trials": others, **Meter().run([sys.executable, "-c", IMPORTS], others)}
     return found
 
 

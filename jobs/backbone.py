@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.files import make_dir
 from jobs.hf import import_tokenizers, import_transformers
@@ -13,6 +14,9 @@ from jobs.spec import BackboneSpec, Execution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+NO_EOS = "its tokenizer has no EOS token, so a model would never learn to stop; give it one"
 
 
 class BackboneError(ValueError):
@@ -67,11 +71,17 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
     """What can be told from its small files (asked of the hub where it is there) before anything is started.
 
     max_length: tokens that it will be given at most
-    A GGUF has none before it is converted: it is checked after that.
+    Of a GGUF that is not unpacked yet it is the file's own header.
     Raises BackboneError: no network, no such id, no access, no causal head, too few positions, no safetensors, no EOS.
     """
     folder = local_dir(backbone, root)
-    if backbone.builtin is not None or (backbone.gguf is not None and folder is not None and not folder.is_dir()):
+    if backbone.builtin is not None:
+        return
+    if backbone.gguf is not None and folder is not None and not folder.is_dir():
+        header = _gguf_header(gguf_file(backbone))
+        _fits(backbone, header.positions, max_length)
+        if not header.ends:
+            raise BackboneError(f"backbone '{backbone.name}': {NO_EOS}, as tokenizer.ggml.eos_token_id in its GGUF")
         return
     source, _ = _source(backbone, root)
     config = _config(backbone, root)
@@ -83,12 +93,7 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
             f"backbone '{backbone.name}': {source} is a {known}, which has no causal language-model head; "
             "name a decoder such as a Llama or Qwen"
         )
-    positions = _positions(config)
-    if positions is not None and max_length > positions:
-        raise BackboneError(
-            f"backbone '{backbone.name}': train.max_length {max_length} is more than its {positions} positions; "
-            "lower it"
-        )
+    _fits(backbone, _positions(config), max_length)
     if backbone.hub is not None:
         from jobs.hub import files_of_model
 
@@ -99,10 +104,48 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
                 "convert it once and give its directory as path"
             )
     if load_tokenizer(backbone, root).eos_token_id is None:
+        raise BackboneError(f"backbone '{backbone.name}': {NO_EOS}, as eos_token in its tokenizer_config.json")
+
+
+def has_chat_template(backbone: BackboneSpec, root: Path) -> bool:
+    """Whether its tokenizer knows how to lay out chats. Raises BackboneError."""
+    if backbone.chat_template is not None or backbone.builtin is not None:  # the built-in one has none of its own
+        return backbone.chat_template is not None
+    folder = local_dir(backbone, root)
+    if backbone.gguf is not None and folder is not None and not folder.is_dir():
+        return _gguf_header(gguf_file(backbone)).chats
+    return load_tokenizer(backbone, root).chat_template is not None
+
+
+def _fits(backbone: BackboneSpec, positions: int | None, max_length: int) -> None:
+    if positions is not None and max_length > positions:
         raise BackboneError(
-            f"backbone '{backbone.name}': its tokenizer has no EOS token, so a model would never learn to stop; "
-            "set eos_token in its tokenizer_config.json"
+            f"backbone '{backbone.name}': train.max_length {max_length} is more than its {positions} positions; "
+            "lower it"
         )
+
+
+class _Header(NamedTuple):
+    """What the header of a GGUF says of its model: positions, whether it has an EOS token and a chat template."""
+
+    positions: int | None
+    ends: bool
+    chats: bool
+
+
+@lru_cache
+def _gguf_header(file: Path) -> _Header:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise BackboneError(f"to read {file.name}: pip install 'objective-continuum[gguf]'") from None
+    try:
+        fields = GGUFReader(file).fields
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{file} is not a GGUF file: {error}") from None
+    positions = [int(field.contents()) for name, field in fields.items() if name.endswith(".context_length")]
+    ends, chats = ("tokenizer.ggml.eos_token_id" in fields, "tokenizer.chat_template" in fields)
+    return _Header(positions[0] if positions else None, ends, chats)
 
 
 def positions_of(backbone: BackboneSpec, root: Path) -> int | None:
@@ -120,7 +163,7 @@ def _positions(config: Any) -> int | None:
 def _config(backbone: BackboneSpec, root: Path) -> Any:
     source, options = _source(backbone, root)
     try:
-        return import_transformers().AutoConfig.from_pretrained(source, **options)
+        return import_tokenizers().AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{backbone.name}': {_reason(error, backbone)}") from None
 

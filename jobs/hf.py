@@ -20,7 +20,7 @@ def import_transformers() -> ModuleType:
 
 
 def import_tokenizers() -> ModuleType:
-    """For tokenizers alone, which need neither DeepSpeed nor torch."""
+    """For tokenizers and configurations, which need neither DeepSpeed nor a model's modules."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -88,7 +88,10 @@ class LanePool:
         self.manager.join()
         for lane in list(self.lanes.values()):
             lane.unwanted.set()
-        if kind is None:
+        if kind is not None and issubclass(kind, ray.exceptions.RayActorError):  # the board is lost: its lanes end, too
+            self.aborted = True
+            self._join(60)
+        elif kind is None:
             for name in list(self.lanes):
                 ray.get(self.board.close.remote(name))
             self._join(60)
@@ -117,9 +120,12 @@ class LanePool:
     def _manage(self) -> None:
         try:
             self._open_and_close()
-        finally:
-            if not self.closing.is_set():  # by an error, which this thread prints: nobody would open a lane again
+        except Exception:
+            try:  # nobody would open a lane again
                 ray.get(self.board.give_up.remote("the lanes are managed no more; the driver's log has the reason"))
+            except ray.exceptions.RayActorError:
+                return  # that is the reason, and the driver says it
+            raise
 
     def _open_and_close(self) -> None:
         said = ""
@@ -171,6 +177,15 @@ class LanePool:
         thread.start()
 
     def _run(self, lane: Lane) -> None:
+        try:
+            self._train(lane)
+        except ray.exceptions.RayActorError:
+            pass  # there is no board any more, and the driver says so
+        finally:
+            del self.lanes[lane.name]
+
+    def _train(self, lane: Lane) -> None:
+        """Until the lane ends; the board hears of it, and the record of what it leaves unfinished."""
         name, shape = lane.name, lane.shape
         error, died = None, False
         try:
@@ -191,7 +206,6 @@ class LanePool:
         self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
         if self.fruitless >= FRUITLESS and not any(other.up for other in list(self.lanes.values()) if other != lane):
             ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
-        del self.lanes[name]
 
     def _make_room(self, name: str, shape: Shape) -> None:
         """A lane has run out of memory: a smaller group; else a larger share of a GPU, else fewer sequences at once."""

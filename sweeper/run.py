@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Node, Shape, lanes_that_fit, total
-from jobs.backbone import check_backbone, convert_gguf, load_tokenizer, positions_of
+from jobs.backbone import check_backbone, convert_gguf, has_chat_template, load_tokenizer, positions_of
 from jobs.pretrain import pretrain
 from jobs.sources import NO_TEMPLATE, TaskError
-from jobs.spec import BackboneSpec, TrialSpec
+from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
 from sweeper import control
 from sweeper.fitting import fitting
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jobs.corpus import Reader
 
 AT_BOARD = 100_000  # who may wait at the board at once: every trial under way, and every worker of every lane twice
+BOARD_DIED = "the sweep's board, Ray's actor Board, has died; run it again: trials go on from their newest checkpoints"
 OVER = ("finished", "stopped")
 
 
@@ -56,7 +57,7 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         with TrackingThread(store, name, uri) as tracking:
             if pending:
                 with connected(address):
-                    _tune(plan, pending, store, say, address, read, claims)
+                    _tune_or_say_why_not(plan, pending, store, say, address, read, claims)
         if tracking.error is not None:
             print(
                 f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
@@ -81,20 +82,13 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
     for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
         check_backbone(backbone, root, length)
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
-        if _has_chats(task) and not _takes_chats(backbone, root):
+        if _has_chats(task) and not has_chat_template(backbone, root):
             raise TaskError(f"task '{task.name}', backbone '{backbone.name}': {NO_TEMPLATE}")
     return read
 
 
 def _has_chats(task: TaskSpec) -> bool:
     return any(one.messages or one.system for one in (task, *task.benchmarks)) or any(map(_has_chats, task.parts))
-
-
-def _takes_chats(backbone: BackboneSpec, root: Path) -> bool:
-    """Whether its tokenizer has a chat template; of a GGUF that is seen when it is unpacked (jobs/data.py)."""
-    if backbone.chat_template is not None or backbone.gguf is not None:
-        return True
-    return backbone.builtin is None and load_tokenizer(backbone, root).chat_template is not None
 
 
 def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:
@@ -127,6 +121,15 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
             made[backbone, task].heldout_rows(max_length, overlong)
     for backbone, task, longest in {(t.backbone.bare(), t.task, t.evaluation.max_new_tokens) for t in trials}:
         made[backbone, task].check_positions(backbone.name, positions_of(backbone, root), longest)
+
+
+def _tune_or_say_why_not(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, *more: Any) -> None:
+    from ray.exceptions import RayActorError
+
+    try:
+        _tune(plan, pending, store, say, *more)
+    except RayActorError as error:
+        say.line(f"{BOARD_DIED} ({str(error).splitlines()[0]})")
 
 
 def _tune(

@@ -84,8 +84,9 @@ class Tracking:
             self.client.update_run(self.parent, status="RUNNING")
             self.runs["sweep"] = self.client.get_run(self.parent)
         for key, trial in self.trials.items():
+            closed = self.closed.get(key)
             # what has failed or was stopped may be taken up again after it was closed
-            if self.closed.get(key, "") not in ("finished", status_of(self.store.trial(key).result())):
+            if closed is None or (closed != "finished" and closed != status_of(self.store.trial(key).result())):
                 self._sync_trial(key, trial, over)
         if over:
             states = [status_of(self.store.trial(key).result()) for key in self.trials]

@@ -46,6 +46,7 @@ def tune_round(
     max_failures: how often a trial whose worker died is posted again, from its checkpoint
     most:         trials posted at once
     folder:       where Tune may keep a folder of its own meanwhile
+    Raises RayActorError where the board has died.
     """
     experiment = Experiment(
         NAME,
@@ -67,10 +68,12 @@ def tune_round(
     search.add_configurations([experiment])
     controller.update_max_pending_trials()
     controller.setup_experiments([experiment], total_num_samples=search.total_samples)
-    while not controller.is_finished():
-        controller.step()
-    controller.cleanup()
-    shutil.rmtree(folder / NAME)
+    try:
+        while not controller.is_finished():
+            controller.step()
+        controller.cleanup()
+    finally:
+        shutil.rmtree(folder / NAME, ignore_errors=True)
 
 
 class Cell(tune.Trainable):
@@ -113,7 +116,6 @@ class _Wait:
 
     post: Post
     on_result: Callable[[Post, Any], None]
-    on_error: Callable[[Post, Exception], None]
 
 
 class Posts:
@@ -181,11 +183,11 @@ class Posts:
         _return_future: bool = False,
     ) -> Any:
         """'train': wait for the next message. 'stop': what is not over ends at its next evaluation."""
-        if method_name == "train" and on_result and on_error:
+        if method_name == "train" and on_result:
             if not tracked_actor.asked:
                 tracked_actor.asked, tracked_actor.started = True, time.monotonic()
                 self.board.post.remote(tracked_actor.key)
-            self._listen(_Wait(tracked_actor, on_result, on_error))
+            self._listen(_Wait(tracked_actor, on_result))
         elif method_name == "stop":
             if tracked_actor.asked and not tracked_actor.over:
                 self.board.cancel.remote(tracked_actor.key)
@@ -196,7 +198,7 @@ class Posts:
         self.waits = {future: wait for future, wait in self.waits.items() if wait.post is not tracked_actor}
 
     def next(self, timeout: float | None = None) -> bool:
-        """Hand on one event. False where none came within `timeout` seconds."""
+        """Hand on one event. False where none came within `timeout` seconds. Raises RayActorError."""
         if self.events:
             self.events.popleft()()
             return True
@@ -206,13 +208,7 @@ class Posts:
         ready, _ = ray.wait(list(self.waits), num_returns=1, timeout=timeout)
         if not ready:
             return False
-        wait = self.waits.pop(ready[0])
-        try:
-            message: Message = ray.get(ready[0])
-        except ray.exceptions.RayError as error:  # there is no board any more
-            wait.on_error(wait.post, error)
-            return True
-        self._read(wait, message)
+        self._read(self.waits.pop(ready[0]), ray.get(ready[0]))
         return True
 
     def cleanup(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from jobs.record import RowWriter
 from sweeper.plan import make_plan
+from sweeper.run import BOARD_DIED
 from sweeper.spec import load_sweep
 from sweeper.store import Store
 
@@ -129,11 +130,8 @@ def test_killed_driver_continues_where_it_was(storage: Path, tmp_path: Path) -> 
         assert numbers(store, key) == numbers(Store(calm), key), key
 
 
-@pytest.mark.parametrize("kind", ["RayTrainWorker", "SynchronizationActor"])
-def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
-    storage: Path, tmp_path: Path, kind: str
-) -> None:
-    """One of two gloo workers, or the barrier between them; the trial goes on in a new lane, the sweep succeeds.
+def test_a_killed_worker_of_a_lane_costs_only_the_steps_since_its_checkpoint(storage: Path, tmp_path: Path) -> None:
+    """One of two gloo workers; the trial goes on in a new lane, the sweep succeeds.
 
     A lane takes all CPUs, so what a dead one has reserved must be given back. While it trains, everybody
     listens on loopback alone.
@@ -153,7 +151,7 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
     try:
         until("a plan", lambda: "pair" in store.sweeps())
         victim = until("a checkpoint", lambda: under_way(store, "pair") or _ended(driver, storage))
-        process = until(kind, lambda: _child(driver.pid, kind))
+        process = until("a worker", lambda: _child(driver.pid, "RayTrainWorker"))
         listening = listeners(driver.pid)
         assert len(listening) > 10  # Ray's own, a store, gloo
         assert not [one for one in listening if not ip_address(one[1]).is_loopback], listening
@@ -169,6 +167,34 @@ def test_a_killed_process_of_a_lane_costs_only_the_steps_since_its_checkpoint(
     assert len(folder.failures()) == 1
     assert [row["step"] for row in folder.rows()] == EVERY_ROW[: STEPS // 10]
     assert {r.info.status for r in runs_of(storage, "pair")} == {"FINISHED"}
+
+
+def test_a_sweep_whose_board_died_says_so_and_goes_on_when_run_again(storage: Path, tmp_path: Path) -> None:
+    grid: dict[str, Any] = {
+        "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
+        "task": [{"builtin": "addition", "noise": 0.3, "heldout_examples": 64}],
+        "objective": ["nll"],
+    }
+    spec = write_spec(tmp_path, name="board", grid=grid, train=TRAIN | {"steps": STEPS // 2})
+    store = Store(storage)
+    driver = start(spec, storage)
+    try:
+        until("a plan", lambda: "board" in store.sweeps())
+        victim = until("a checkpoint", lambda: under_way(store, "board") or _ended(driver, storage))
+        os.kill(until("the board", lambda: _child(driver.pid, "Board")), signal.SIGKILL)
+        assert driver.wait(timeout=300) == 1
+    finally:
+        driver.kill()
+        driver.wait()
+    said = (storage / "driver.log").read_text()
+    assert BOARD_DIED in said
+    assert "Traceback" not in said
+    assert store.trial(victim).result() is None
+    assert sweeper("run", spec, storage=storage).returncode == 0
+    result = store.trial(victim).result() or {}
+    assert result["status"] == "finished"
+    assert result["resumed_from"] >= 20
+    assert [row["step"] for row in store.trial(victim).rows()] == EVERY_ROW[: STEPS // 10]
 
 
 def test_workers_that_cannot_meet_end_the_sweep_with_the_reason(storage: Path, tmp_path: Path) -> None:

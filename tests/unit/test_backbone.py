@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.backbone import BackboneError, add_adapters, check_backbone, load_backbone
+from jobs.backbone import BackboneError, add_adapters, check_backbone, has_chat_template, load_backbone
 from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
 from jobs.spec import BackboneSpec, Execution
@@ -106,3 +106,34 @@ def test_attention_of_the_backbone_is_named_kept_in_its_measure_and_wins_over_ex
         (plain, Execution(attention="eager"), "eager"), (plain, None, "sdpa"),
     ):  # fmt: skip
         assert load_backbone(spec, tmp_path, execution).config._attn_implementation == found
+
+
+def gguf(file: Path, **said: Any) -> BackboneSpec:
+    """A GGUF of a Llama, as far as its header goes."""
+    writer = pytest.importorskip("gguf").GGUFWriter(str(file), "llama")
+    writer.add_context_length(64)
+    for name, value in said.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return BackboneSpec(gguf=str(file), fingerprint="0" * 12)
+
+
+def test_a_gguf_is_refused_by_its_header_before_it_is_unpacked(tmp_path: Path) -> None:
+    chats = gguf(tmp_path / "chats.gguf", eos_token_id=2, chat_template="{{ messages }}")
+    plain = gguf(tmp_path / "plain.gguf", eos_token_id=2)
+    check_backbone(chats, tmp_path, 64)
+    assert has_chat_template(chats, tmp_path)
+    assert not has_chat_template(plain, tmp_path)
+    assert has_chat_template(plain.model_copy(update={"chat_template": "{{ messages }}"}), tmp_path)
+    with pytest.raises(BackboneError) as error:
+        check_backbone(plain, tmp_path, 65)
+    assert "train.max_length 65 is more than its 64 positions; lower it" in one_line(error)
+    with pytest.raises(BackboneError) as error:
+        check_backbone(gguf(tmp_path / "endless.gguf"), tmp_path, 64)
+    assert "its tokenizer has no EOS token" in one_line(error)
+    (tmp_path / "torn.gguf").write_bytes(b"no model at all, but long enough for a header")
+    with pytest.raises(BackboneError) as error:
+        check_backbone(BackboneSpec(gguf=str(tmp_path / "torn.gguf"), fingerprint="0" * 12), tmp_path, 64)
+    assert "torn.gguf is not a GGUF file" in one_line(error)
