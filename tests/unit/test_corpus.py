@@ -20,11 +20,13 @@ from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
-from jobs.spec import BackboneSpec, TrialSpec
+from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
 from sweeper.run import check_inputs, prepare
+
+from .test_backbone import gguf
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
 
@@ -244,12 +246,13 @@ def test_a_prompt_and_its_answer_fit_in_the_backbones_positions(tmp_path: Path) 
         prepare([plain], tmp_path)
 
 
-def test_a_gguf_is_checked_once_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_gguf_is_checked_again_once_it_is_unpacked(tmp_path: Path) -> None:
     (trial,) = asking(tmp_path, 32, max_new_tokens=4)
-    backbone = BackboneSpec(gguf="m.gguf", fingerprint="f", name="packed")
+    packed = gguf(tmp_path / "m.gguf", eos_token_id=2)  # 64 positions, by its header
+    backbone = packed.model_copy(update={"fingerprint": "f", "name": "packed"})
     longer = trial.train.model_copy(update={"max_length": 33})
     trial = trial.model_copy(update={"backbone": backbone, "train": longer, "task": TASK})
-    check_inputs([trial], tmp_path)  # nothing of it can be read yet
+    check_inputs([trial], tmp_path)
     (tmp_path / "backbones").mkdir()
     (tmp_path / "model-32").rename(tmp_path / "backbones" / "gguf-f")
     for checked in (prepare, check_inputs):
