@@ -95,6 +95,8 @@ def test_a_group_that_breaks_between_its_workers_start_and_their_training_gives_
     """Nobody has such a group any more: the next one of the same lane would wait for its CPUs for ever."""
     trainer = LaneTrainer(
         print,
+        board=None,
+        lane="lane-0",
         unwanted=threading.Event(),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(

@@ -55,6 +55,7 @@ def test_long_trials_and_many_runs_are_written_whole_and_once(
 def test_a_trial_at_its_end_takes_few_requests_and_a_lost_one_makes_no_second_run(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -69,6 +70,7 @@ def test_a_trial_at_its_end_takes_few_requests_and_a_lost_one_makes_no_second_ru
         asks = getattr(MlflowClient, name)
         monkeypatch.setattr(MlflowClient, name, _counted(asks, name, asked))
     writer = tracking.Tracking(store, "small", f"sqlite:///{storage / 'mlflow.db'}")
+    assert MLFLOW_DISABLE_TELEMETRY.get()
     folder = store.trial(trial.key)
     folder.create(trial)
     RowWriter(folder).write({"step": 1, "objective/loss": 0.5})
