@@ -133,6 +133,7 @@ def _end_nobody(sync_actor: Any) -> None:
     pass
 
 
+# for the whole process: every group of workers in it is a lane
 worker_group.SynchronizationActor = _Nobody
 state._shutdown_sync_actor = _end_nobody
 
