@@ -192,7 +192,7 @@ class Posts:
             if tracked_actor.asked and not tracked_actor.over:
                 self.board.cancel.remote(tracked_actor.key)
         else:
-            raise NotImplementedError(f"Tune asks {tracked_actor.key} to '{method_name}': only lanes do that here")
+            raise RuntimeError(f"Tune asks {tracked_actor.key} to '{method_name}', which no trial of ours does")
 
     def clear_actor_task_futures(self, tracked_actor: Post) -> None:
         self.waits = {future: wait for future, wait in self.waits.items() if wait.post is not tracked_actor}

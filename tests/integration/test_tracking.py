@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.record import RowWriter
-from sweeper.plan import make_plan
+from sweeper.plan import Plan, make_plan
 from sweeper.spec import load_sweep
 from sweeper.store import Store
 
@@ -18,14 +18,19 @@ from .conftest import write_spec
 ROWS = 1200  # more than the 1000 that one request may hold
 
 
+def planned(storage: Path, tmp_path: Path) -> tuple[Plan, Store]:
+    """A sweep of three trials, none of which has begun."""
+    plan, store = make_plan(load_sweep(write_spec(tmp_path)), tmp_path), Store(storage)
+    store.save_plan("small", plan.spec.text, plan.trials, {"source": "test"})
+    return plan, store
+
+
 def test_long_trials_and_many_runs_are_written_whole_and_once(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweeper import tracking
 
-    plan = make_plan(load_sweep(write_spec(tmp_path)), tmp_path)
-    store = Store(storage)
-    store.save_plan("small", plan.spec.text, plan.trials, {"source": "test"})
+    plan, store = planned(storage, tmp_path)
     for trial in plan.trials:
         folder = store.trial(trial.key)
         folder.create(trial)
@@ -61,9 +66,7 @@ def test_a_trial_at_its_end_takes_few_requests_and_a_lost_one_makes_no_second_ru
 
     from sweeper import tracking
 
-    plan = make_plan(load_sweep(write_spec(tmp_path)), tmp_path)
-    store = Store(storage)
-    store.save_plan("small", plan.spec.text, plan.trials, {"source": "test"})
+    plan, store = planned(storage, tmp_path)
     trial = plan.trials[-1]
     asked: list[str] = []
     for name in ("create_run", "log_batch", "set_tag", "delete_tag", "set_terminated", "update_run", "get_run"):

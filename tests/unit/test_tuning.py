@@ -144,8 +144,8 @@ def test_a_trial_that_tune_stops_ends_at_its_next_evaluation_and_one_that_is_ove
     assert (heard, posts.num_total_actors, posts.num_actor_tasks) == (["a", "row"], 0, 0)
 
 
-def test_what_only_a_lane_does_tune_does_not_get() -> None:
+def test_what_no_trial_of_ours_does_is_refused() -> None:
     posts = Posts(board=None, max_failures=0)
     post = posts.add_actor(tuning.Cell, {"config": {"key": "a"}}, None)
-    with pytest.raises(NotImplementedError, match="a to 'save'"):
+    with pytest.raises(RuntimeError, match="a to 'save'"):
         posts.schedule_actor_task(post, "save")
