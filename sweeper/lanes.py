@@ -120,7 +120,9 @@ class LanePool:
     def _manage(self) -> None:
         try:
             self._open_and_close()
-        except Exception:
+        except Exception:  # raised again, once the board knows; at the end of a sweep there is nothing to tell it
+            if self.closing.is_set():
+                raise
             try:  # nobody would open a lane again
                 ray.get(self.board.give_up.remote("the lanes are managed no more; the driver's log has the reason"))
             except ray.exceptions.RayActorError:
