@@ -37,11 +37,12 @@ class ConnectError(ConnectionError):
 
 
 @contextmanager
-def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
+def connected(address: str | None, num_cpus: int | None = None, preload: str | None = None) -> Iterator[None]:
     """Ray for the block. Without an address an embedded one on loopback, ended with the block.
 
     The embedded one (cluster/embedded.py) has a token of its own, handed down by environment, so that nothing is
-    written to the home directory and no other user gets in.
+    written to the home directory and no other user gets in. preload: a module that its workers are to find imported,
+    and that does not import Ray.
     """
     for name, value in RAY_ENV.items():
         os.environ.setdefault(name, value)
@@ -60,7 +61,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
             if address is None:
                 from cluster.embedded import embedded
 
-                joined = stack.enter_context(embedded(num_cpus))
+                joined = stack.enter_context(embedded(num_cpus, preload))
             else:
                 joined = address
             ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)

@@ -8,6 +8,7 @@ tokens/<digest>/train.ids, heldout.ids    int32, all examples one after another,
 tokens/.<digest>/part-<n>.npz             finished parts of an unfinished one: a killed tokenisation goes on after them
 
 tokens/checked/<digest>                   a task whose rows could be read and used, whatever the tokeniser
+tokens/tokenisers/<digest>                the tokeniser that files of this digest make, so that it need not be loaded
 tokens/.<digest>.lock                     held by the one process that writes; others wait, and find it made
 
 The driver makes a corpus before its trials start, as it makes backbones: a task of Ray's would wait for CPUs that lanes
@@ -25,16 +26,19 @@ import socket
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from jobs.backbone import load_tokenizer, local_dir
 from jobs.data import Encoded, tokenise
-from jobs.files import locked, make_dir, write_text
+from jobs.files import fingerprint, locked, make_dir, write_text
 from jobs.leaks import leaks
 from jobs.scores import ScoreSpec
 from jobs.sources import TaskError
+from jobs.spec import BackboneSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 
 PART = 4096  # examples
 VERSION = 2  # of what stands in a corpus; 1: no problems in its facts, and leaks counted over templates, too
+TOKENISER_FILES = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # suffixes; its configuration's among them
 WAIT_S = 3600.0  # for another process that tokenises the same
 Told = Callable[[int, int], None]
 
@@ -162,8 +167,9 @@ def tokeniser_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def corpus_dir(tokenizer: PreTrainedTokenizerBase, task: TaskSpec, root: Path) -> Path:
-    what = json.dumps([VERSION, tokeniser_digest(tokenizer), task.identity()], sort_keys=True, default=str)
+def corpus_dir(tokeniser: str, task: TaskSpec, root: Path) -> Path:
+    """tokeniser: its digest"""
+    what = json.dumps([VERSION, tokeniser, task.identity()], sort_keys=True, default=str)
     return root / "tokens" / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
@@ -201,12 +207,44 @@ def corpus(
     told: called with how many training examples are tokenised, and how many there are
     read: what reads a task, where it may have been read already
     """
-    folder = corpus_dir(tokenizer, task, root)
+    folder = corpus_dir(tokeniser_digest(tokenizer), task, root)
     if not folder.is_dir():
         with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
             if not folder.is_dir():
                 data = (read or Reader(root))(task)
                 _make(folder, tokenizer, task, data, told or (lambda done, total: None))
+    return _opened(folder)
+
+
+def corpus_for(
+    backbone: BackboneSpec, task: TaskSpec, root: Path, told: Told | None = None, read: Reader | None = None
+) -> Corpus:
+    """As `corpus`, for a backbone; its tokenizer is loaded (0.5 s, for transformers) only where it has to be.
+
+    Raises TaskError, BackboneError.
+    """
+    mark = _mark(backbone, root)
+    if mark is not None and mark.is_file():
+        folder = corpus_dir(mark.read_text().strip(), task, root)
+        if folder.is_dir():
+            return _opened(folder)
+    tokenizer = load_tokenizer(backbone, root)
+    if mark is not None:
+        write_text(mark, f"{tokeniser_digest(tokenizer)}\n")
+    return corpus(tokenizer, task, root, told, read)
+
+
+def _mark(backbone: BackboneSpec, root: Path) -> Path | None:
+    """Where the digest of its tokeniser is kept; None for one of the hub."""
+    folder = local_dir(backbone, root)
+    if folder is None or not folder.is_dir():
+        return None
+    files = [file for file in folder.iterdir() if file.is_file() and file.suffix in TOKENISER_FILES]
+    what = [VERSION, version("transformers"), fingerprint(files), backbone.chat_template]
+    return root / "tokens" / "tokenisers" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _opened(folder: Path) -> Corpus:
     return Corpus(folder, json.loads((folder / "facts.json").read_text()))
 
 

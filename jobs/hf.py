@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from types import ModuleType
 
 from jobs.deepspeed_import import import_deepspeed, instead
 
 
+@cache
 def import_transformers() -> ModuleType:
     """For models: transformers imports DeepSpeed on the first that it makes, so ours, the lean way, must come first."""
     import_deepspeed()
@@ -19,6 +21,7 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
+@cache
 def import_tokenizers() -> ModuleType:
     """For tokenizers and configurations, which need neither DeepSpeed nor a model's modules."""
     import transformers

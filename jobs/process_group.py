@@ -31,8 +31,10 @@ class _LaneBackend(Backend):
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         self.joined = False
-        address, port = worker_group.execute_single(0, _meeting_place, backend_config)
-        pending = worker_group.execute_async(_join, address, port)
+        # for get_context() each worker would import Ray Tune, to see that it is in none of its trials
+        seats = [worker.distributed_context for worker in worker_group.get_workers()]
+        address, port = worker_group.execute_single(0, _meeting_place, backend_config, seats[0])
+        pending = [worker_group.execute_single_async(seat.world_rank, _join, address, port, seat) for seat in seats]
         while pending:  # who fails first, not who is first: the others wait for it
             done, pending = ray.wait(pending)
             ray.get(done)
@@ -67,43 +69,40 @@ def serve(config: dict[str, Any]) -> None:
     worker.serve(config)
 
 
-def _meeting_place(config: LaneConfig) -> tuple[str, int]:
+def _meeting_place(config: LaneConfig, seat: Any) -> tuple[str, int]:
     """Where rank 0, which runs this, is to be met. Whoever must give back what they hold can do so from here on."""
     gpus = ray.get_gpu_ids()
     card = f"{ray.get_runtime_context().get_node_id()} {gpus[0]}" if gpus else ""
     ray.get(config.board.up.remote(config.lane, get_current_placement_group(), card))
-    address = _own_address()
+    address = _own_address(seat)
     _DOOR.append(socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET))
     return address, int(_DOOR[-1].getsockname()[1])
 
 
-def _own_address() -> str:
+def _own_address(seat: Any) -> str:
     """Where this worker is to be reached by its group: on loopback, unless the group is on several nodes."""
-    context = ray.train.get_context()
-    one_node = context.get_local_world_size() == context.get_world_size()
-    return LOOPBACK if one_node else str(ray.util.get_node_ip_address())
+    return LOOPBACK if seat.local_world_size == seat.world_size else str(ray.util.get_node_ip_address())
 
 
-def _join(address: str, port: int) -> None:
-    """In each worker, before it serves. The group's store has no lock, so it listens at one address alone."""
+def _join(address: str, port: int, seat: Any) -> None:
+    """In each worker, before it serves; seat: its ranks. The group's store has no lock, so it has one address alone."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone: each such worker would train on the first GPU
     import torch.distributed as dist
 
-    meet_at(_own_address())
-    context = ray.train.get_context()
+    meet_at(_own_address(seat))
     os.environ.update(
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
-        RANK=str(context.get_world_rank()),
-        WORLD_SIZE=str(context.get_world_size()),
-        LOCAL_RANK=str(context.get_local_rank()),
-        LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
-        NODE_RANK=str(context.get_node_rank()),
+        RANK=str(seat.world_rank),
+        WORLD_SIZE=str(seat.world_size),
+        LOCAL_RANK=str(seat.local_rank),
+        LOCAL_WORLD_SIZE=str(seat.local_world_size),
+        NODE_RANK=str(seat.node_rank),
     )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for execution.deterministic; read once a process
     set_device()
-    rank, size, timeout = context.get_world_rank(), context.get_world_size(), timedelta(minutes=30)
+    rank, size, timeout = seat.world_rank, seat.world_size, timedelta(minutes=30)
     door = _DOOR.pop().detach() if rank == 0 else None  # else it would listen on every interface
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=door

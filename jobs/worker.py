@@ -47,8 +47,7 @@ def serve(config: dict[str, Any]) -> None:
     threading.Thread(target=words.listen, args=(config["board"], config["lane"]), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
     set_device()
-    rank = ray.train.get_context().get_world_rank()
-    floor, gauge = Floor(), meter(_cards_here())
+    rank, floor, gauge = dist.get_rank(), Floor(), meter(_cards_here())
     for index in itertools.count():
         jobs = ray.get(config["board"].next_jobs.remote(config["lane"], index))
         if jobs is None:

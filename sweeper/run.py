@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Node, Shape, lanes_that_fit, total
-from jobs.backbone import check_backbone, convert_gguf, has_chat_template, load_tokenizer, positions_of
+from jobs.backbone import check_backbone, convert_gguf, has_chat_template, positions_of
 from jobs.pretrain import pretrain
 from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.spec import TrialSpec
@@ -56,7 +57,7 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri) as tracking:
             if pending:
-                with connected(address):
+                with connected(address, preload="jobs.preload"):
                     _tune_or_say_why_not(plan, pending, store, say, address, read, claims)
         if tracking.error is not None:
             print(
@@ -97,7 +98,7 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
     Raises TaskError where examples do not fit in a trial's max_length, or problems and their answers in the backbone's
     positions; BackboneError for a GGUF that cannot be trained.
     """
-    from jobs.corpus import Reader, corpus
+    from jobs.corpus import Reader, corpus_for
 
     builtin: dict[str, set[int]] = {}
     for trial in trials:
@@ -113,7 +114,7 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
     made, read = {}, read or Reader(root)
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
-            made[backbone, task] = corpus(load_tokenizer(backbone, root), task, root, progress, read)
+            made[backbone, task] = corpus_for(backbone, task, root, progress, read)
     cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
     with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
         for backbone, task, max_length, overlong in cuts:
@@ -144,6 +145,7 @@ def _tune(
     from sweeper.scheduler import make_scheduler
     from sweeper.tuning import tune_round
 
+    gc.freeze()  # all that was imported: when Ray is shut down, only what came after it is looked through
     settings = plan.spec.settings
 
     def ended_elsewhere(key: str, names: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from cluster.fork_server import OFF
 from jobs.yardsticks import YARDSTICKS
 from sweeper.plan import make_plan
 from sweeper.spec import load_sweep
@@ -145,7 +146,7 @@ def _check_report(storage: Path, failed: set[str]) -> None:
 
 
 def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path) -> None:
-    """A trial in a lane, after others, equals the same trial in a worker group of its own."""
+    """A trial in a lane, after others, equals the same trial in a worker group of its own, forked or started by Ray."""
     grid = {
         "backbone": [{"builtin": "char-llama", "pretrain_steps": 60}],
         "task": [{"builtin": "addition", "heldout_examples": 64, "score": {"kind": "similarity"}}],
@@ -153,17 +154,18 @@ def test_lanes_change_nothing_but_time(storage: Path, tmp_path: Path) -> None:
         "seed": [1],
     }
     evaluation = {"samples": 4, "max_new_tokens": 4, "batch_size": 64, "base_temperatures": [0.001, 1]}
-    apart = tmp_path / "apart"
-    shutil.copytree(storage, apart, symlinks=True)
+    for name in ("apart", "started"):
+        shutil.copytree(storage, tmp_path / name, symlinks=True)
     numbers = []
-    for lanes, root in ((True, storage), (False, apart)):
+    ways = ((True, storage, ""), (False, tmp_path / "apart", ""), (False, tmp_path / "started", "0"))
+    for lanes, root, forks in ways:
         spec = write_spec(tmp_path, lanes=lanes, grid=grid, evaluation=evaluation)
-        done = sweeper("run", spec, storage=root)
+        done = sweeper("run", spec, storage=root, env={OFF: forks})
         assert done.returncode == 0, done.stderr
         store = Store(root)
         _check_sampling(store, "small")
         numbers.append({key: untimed(store.trial(key).rows()) for key in store.trials("small")})
-    assert numbers[0] == numbers[1]
+    assert numbers[0] == numbers[1] == numbers[2]
     assert len(numbers[0]) == 3
 
 

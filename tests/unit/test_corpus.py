@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.corpus
-from jobs.backbone import BackboneError
-from jobs.corpus import Reader, corpus, corpus_dir
+from jobs.backbone import BackboneError, load_tokenizer
+from jobs.corpus import Reader, corpus, corpus_dir, corpus_for, tokeniser_digest
 from jobs.data import tokenise
 from jobs.files import fingerprint, locked
 from jobs.hf import import_transformers
 from jobs.leaks import leaks
 from jobs.pretrain import char_tokenizer
 from jobs.sources import TaskError
-from jobs.spec import TrialSpec
+from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
@@ -49,10 +49,41 @@ def test_it_is_made_once_and_found_again_whatever_a_trials_max_length(tmp_path: 
     again = corpus(char_tokenizer(), TASK.model_copy(update={"name": "other"}), tmp_path)
     assert again == first
     assert first.facts["runs"] == 1
-    assert corpus_dir(char_tokenizer(), TASK.model_copy(update={"noise": 0.1}), tmp_path) != first.folder
+    cleaner = TASK.model_copy(update={"noise": 0.1})
+    assert corpus_dir(tokeniser_digest(char_tokenizer()), cleaner, tmp_path) != first.folder
     other = char_tokenizer()
     other.chat_template = "{{ messages }}"
-    assert corpus_dir(other, TASK, tmp_path) != first.folder
+    assert corpus_dir(tokeniser_digest(other), TASK, tmp_path) != first.folder
+
+
+def test_a_tokenizer_is_loaded_only_where_its_files_or_the_task_are_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(backbone: BackboneSpec, root: Path) -> Any:
+        loaded.append(backbone.name)
+        return load_tokenizer(backbone, root)
+
+    monkeypatch.setattr(jobs.corpus, "load_tokenizer", load)
+    for name in ("one", "same", "other"):
+        tokenizer = char_tokenizer()
+        if name == "other":
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<more>"]})
+        tokenizer.save_pretrained(tmp_path / name)
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+
+    def made(name: str, task: TaskSpec = TASK, **more: str) -> Path:
+        return corpus_for(BackboneSpec(path=str(tmp_path / name), **more), task, tmp_path).folder
+
+    first = made("one")
+    assert first == corpus(char_tokenizer(), TASK, tmp_path).folder
+    assert made("one") == made("same") == first
+    assert loaded == ["one"]
+    assert made("other") != first
+    assert made("one", chat_template="{{ messages[0].content }}=") != first
+    assert made("one", TASK.model_copy(update={"noise": 0.1})) != first
+    assert loaded == ["one", "other", "one", "one"]
 
 
 def test_a_killed_tokenisation_goes_on_after_its_last_whole_part(
@@ -92,7 +123,7 @@ def test_of_several_that_want_it_at_once_one_makes_it(tmp_path: Path) -> None:
 
 def test_a_process_that_keeps_the_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.corpus, "WAIT_S", 0.3)
-    folder = corpus_dir(char_tokenizer(), TASK, tmp_path)
+    folder = corpus_dir(tokeniser_digest(char_tokenizer()), TASK, tmp_path)
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     with (
         locked(folder.with_name(f".{folder.name}.lock"), 0),
