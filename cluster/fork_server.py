@@ -14,6 +14,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,7 +74,8 @@ def serve(number: str, module: str) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
         while True:
             readable, _, _ = select.select([listening, sys.stdin], [], [])
-            if sys.stdin in readable:
+            if sys.stdin in readable:  # the parent was killed, and clears nothing away
+                shutil.rmtree(os.path.dirname(listening.getsockname()), ignore_errors=True)
                 return
             with suppress(OSError):
                 asked, _ = listening.accept()
@@ -105,7 +107,8 @@ def _become(program: dict[str, Any], files: list[int], made: dict[str, str]) -> 
     os.chdir(program["folder"])
     os.environ.clear()
     os.environ.update(made | program["environment"])
-    Path("/proc/self/oom_score_adj").write_text(program["oom_score_adj"])
+    with suppress(OSError):  # lower than the server's own
+        Path("/proc/self/oom_score_adj").write_text(program["oom_score_adj"])
     sys.argv = program["arguments"]
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
     signal.pthread_sigmask(signal.SIG_SETMASK, program["blocked"])

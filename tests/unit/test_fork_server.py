@@ -128,21 +128,26 @@ def test_a_process_with_threads_is_not_forked(tmp_path: Path, monkeypatch: pytes
         assert not forked({})
 
 
-def test_it_ends_with_its_parent() -> None:
-    script = (
-        "from cluster.fork_server import fork_server\nwith fork_server('colorsys'): print('up', flush=True), input()"
-    )
+def test_it_ends_with_its_parent_and_clears_up_after_it() -> None:
+    script = """
+from cluster.fork_server import fork_server
+with fork_server("colorsys") as found:
+    print(*found.values(), flush=True)
+    input()
+"""
     parent = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert parent.stdout is not None
     try:
-        assert parent.stdout.readline() == "up\n"
+        path = Path(parent.stdout.readline().strip())
+        assert path.is_socket()
         (server,) = psutil.Process(parent.pid).children()
     finally:
         parent.kill()
         parent.wait()
     server.wait(timeout=60)
+    assert not path.parent.exists()
 
 
 def test_what_is_preloaded_can_be_forked() -> None:
