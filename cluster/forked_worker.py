@@ -1,6 +1,7 @@
 """What an embedded Ray starts in place of its setup_worker.py: asks the fork server for the worker, and ends.
 
 Without a fork server, and for a worker whose environment only Ray can make, it becomes what Ray would have started.
+Seen on Ray 2.60; tests/unit/test_fork_server.py notices when what it stands for is another.
 """
 
 import json
