@@ -1,12 +1,15 @@
 """Ray for one command: what it starts, and that nothing of it outlives the command, however that ends."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
 import psutil
 import pytest
+
+from cluster.fork_server import GPUS
 
 from .conftest import ROOT, environment, until
 
@@ -80,6 +83,7 @@ def test_an_embedded_ray_starts_little_and_ends_with_its_command(end: str) -> No
         driver.wait()
 
 
+@pytest.mark.skipif(any(map(os.path.exists, GPUS)), reason="where there is a GPU, nothing is forked")
 def test_workers_are_forks_as_far_as_there_is_a_server_and_else_what_they_were() -> None:
     """All that a worker sees of itself is what it sees where Ray starts it; identifiers are each one's own."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.fork_server import OFF, fork_server
+from cluster.fork_server import GPUS, OFF, fork_server
 from cluster.forked_worker import SOCKET, forked, plain_worker
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,7 @@ print(json.dumps({
 """
 RAYS_OWN = str(Path(str(find_spec("ray").origin)).parent / "thirdparty_files")  # type: ignore[union-attr]
 FLAGS = ["--language=PYTHON"]
+forks = pytest.mark.skipif(any(map(os.path.exists, GPUS)), reason="where there is a GPU, nothing is forked")
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def asked(arguments: list[str], found: dict[str, str], **more: object) -> subpro
     )  # fmt: skip
 
 
+@forks
 def test_a_forked_program_has_what_it_would_have_had(server: dict[str, str], tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -94,6 +96,7 @@ def test_an_environment_that_only_ray_can_make_is_left_to_it(given: dict[str, ob
     assert plain_worker(["-s", "worker.py", *FLAGS]) is None
 
 
+@forks
 def test_a_message_that_the_kernel_refuses_is_no_worker_lost(
     server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +111,13 @@ def test_where_it_is_switched_off_there_is_none(monkeypatch: pytest.MonkeyPatch)
         assert not psutil.Process().children()
 
 
+def test_where_there_is_a_gpu_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.fork_server.GPUS", ("/dev/kfd", "/dev/null"))
+    with fork_server("colorsys") as found:
+        assert found == {}
+        assert not psutil.Process().children()
+
+
 def test_where_no_socket_can_be_made_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / ("long" * 40)
     folder.mkdir()
@@ -116,6 +126,7 @@ def test_where_no_socket_can_be_made_there_is_none(tmp_path: Path, monkeypatch: 
         assert found == {}
 
 
+@forks
 def test_a_process_with_threads_is_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
@@ -128,6 +139,7 @@ def test_a_process_with_threads_is_not_forked(tmp_path: Path, monkeypatch: pytes
         assert not forked({})
 
 
+@forks
 def test_it_ends_with_its_parent_and_clears_up_after_it() -> None:
     script = """
 from cluster.fork_server import fork_server
@@ -150,6 +162,7 @@ with fork_server("colorsys") as found:
     assert not path.parent.exists()
 
 
+@forks
 def test_what_is_preloaded_can_be_forked() -> None:
     """Ray seeds its identifiers and reads the environment once, at its import: forks would share both."""
     look = """
