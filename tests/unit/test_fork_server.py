@@ -29,6 +29,7 @@ print(json.dumps({
 """
 RAYS_OWN = str(Path(str(find_spec("ray").origin)).parent / "thirdparty_files")  # type: ignore[union-attr]
 FLAGS = ["--language=PYTHON"]
+NOT_FORKED = "workers were started one by one, not forked: "
 forks = pytest.mark.skipif(any(map(os.path.exists, GPUS)), reason="where there is a GPU, nothing is forked")
 
 
@@ -127,7 +128,9 @@ def test_where_no_socket_can_be_made_there_is_none(tmp_path: Path, monkeypatch: 
 
 
 @forks
-def test_a_process_with_threads_is_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_threads_is_not_forked_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
@@ -137,6 +140,16 @@ def test_a_process_with_threads_is_not_forked(tmp_path: Path, monkeypatch: pytes
         server.wait(timeout=60)  # it ends by itself
         monkeypatch.setenv(SOCKET, found[SOCKET])
         assert not forked({})
+    name = Path(sys.executable).name
+    assert capfd.readouterr().err == f"{NOT_FORKED}what is imported starts threads ({name}, {name})\n"
+
+
+@forks
+def test_what_cannot_be_imported_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with fork_server("no_such_module"):
+        (server,) = psutil.Process().children()
+        server.wait(timeout=60)
+    assert capfd.readouterr().err == f"{NOT_FORKED}ModuleNotFoundError: No module named 'no_such_module'\n"
 
 
 @forks
@@ -168,8 +181,8 @@ def test_what_is_preloaded_can_be_forked() -> None:
     look = """
 import sys
 import jobs.preload
-from cluster.fork_server import _can_fork
-assert _can_fork()
+from cluster.fork_server import obstacle
+assert obstacle() is None
 print([name for name in sys.modules if name.partition('.')[0] == 'ray'])
 assert all(name in sys.modules for name in ("torch", "deepspeed", "transformers.models.llama.modeling_llama"))
 """
