@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from jobs.backbone import load_tokenizer, local_dir
+from jobs.chats import Turn
 from jobs.data import Encoded, tokenise
 from jobs.files import fingerprint, locked, make_dir, write_text
 from jobs.leaks import leaks
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PART = 4096  # examples
-VERSION = 2  # of what stands in a corpus; 1: no problems in its facts, and leaks counted over templates, too
+VERSION = 3  # of what stands in a corpus
 TOKENISER_FILES = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # suffixes; its configuration's among them
 WAIT_S = 3600.0  # for another process that tokenises the same
 Told = Callable[[int, int], None]
@@ -341,5 +342,7 @@ def _plain(example: Example) -> dict[str, Any]:
 
 
 def _example(fields: dict[str, Any]) -> Example:
-    messages = tuple((role, content) for role, content in fields["messages"])
-    return Example(**fields | {"messages": messages, "score": ScoreSpec.model_validate(fields["score"])})
+    messages = tuple(Turn(**turn) for turn in fields["messages"])
+    reply = Turn(**fields["reply"]) if fields["reply"] else None
+    score = ScoreSpec.model_validate(fields["score"])
+    return Example(**fields | {"messages": messages, "reply": reply, "score": score})

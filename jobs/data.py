@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.chats import Turn
 from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.tasks import Example
 
@@ -42,8 +43,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
         if example.messages:
             raise TaskError(NO_TEMPLATE)
         return example.prompt
-    turns = example.messages or (("user", example.prompt),)
-    chat = [{"role": role, "content": content} for role, content in turns]
+    chat = [turn.message() for turn in example.messages or (Turn("user", example.prompt),)]
     return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 

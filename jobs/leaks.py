@@ -66,7 +66,7 @@ def _folded(text: str) -> str:
 def _asked(example: Example) -> str:
     """All turns but the system's, without the words of a template."""
     last = example.prompt if example.asked is None else example.asked
-    return " ".join([*(text for role, text in example.messages[:-1] if role != "system"), last])
+    return " ".join([*(turn.content for turn in example.messages[:-1] if turn.role != "system"), last])
 
 
 def _questions(example: Example) -> set[str]:

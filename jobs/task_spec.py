@@ -51,6 +51,12 @@ class Examples(Strict):
     response_template: str | None = Field(None, description="the response from a row's fields")
     omit_empty: bool = Field(False, description="leave out the template's lines with a field that is null or empty")
     system: str | None = Field(None, description="a system turn before every prompt")
+    train_on: Literal["last", "all"] = Field(
+        "last", description="messages: which of the assistant's turns are trained; answers are always the last one"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="what the chat template is given besides: date_string, enable_thinking and others"
+    )
     answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
     score: ScoreSpec = ScoreSpec()
     data_seed: int = Field(0, description="split, noise and subset; not the trial's seed")

@@ -9,9 +9,10 @@ import random
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from jobs import sources
+from jobs.chats import Turn
 from jobs.evalplus_checks import not_installed, unusable_row
 from jobs.scores import ScoreSpec, unusable_reference
 from jobs.sources import TaskError
@@ -27,6 +28,10 @@ class Example:
     """One demonstration, and how an answer to its prompt is scored.
 
     messages:  the turns before the response, where the data are chats
+    reply:     the response as a turn, where it is more than its text (it calls tools, or has its reasoning apart)
+    tools:     JSON list of the tools that the chat may call; empty for none
+    train_on:  which assistant turns are targets: the last one, or all of them
+    template_kwargs: JSON of what the chat template is given besides (date, enable_thinking, ...); empty for nothing
     reference: the right answer where the data name it; else the response is
     entry:     the generator's or problem set's own row, where its scorer reads one (held-out examples only)
     asked, told: prompt and response (and reference) without the words of their templates; None: they have none
@@ -34,7 +39,11 @@ class Example:
 
     prompt: str
     response: str
-    messages: tuple[tuple[str, str], ...] = ()
+    messages: tuple[Turn, ...] = ()
+    reply: Turn | None = None
+    tools: str = ""
+    train_on: Literal["last", "all"] = "last"
+    template_kwargs: str = ""
     reference: str | None = None
     score: ScoreSpec = EXACT
     entry: dict[str, Any] | None = None
@@ -194,8 +203,8 @@ def _score_of(source: Examples) -> ScoreSpec:
     return source.score.model_copy(update={"marker": source.answer_marker})
 
 
-def _chat(source: Examples, prompt: str) -> tuple[tuple[str, str], ...]:
-    return (("system", source.system), ("user", prompt)) if source.system else ()
+def _chat(source: Examples, prompt: str) -> tuple[Turn, ...]:
+    return (Turn("system", source.system), Turn("user", prompt)) if source.system else ()
 
 
 def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bool = False) -> Example:
@@ -204,7 +213,10 @@ def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bo
     entry = row if source.score.kind in ("generator", "code", "evalplus") else None
     if source.messages is not None:
         said = _said(row.get(source.messages), source.messages, where)
-        return Example(said[-2][1], said[-1][1], said[:-1], reference, _score_of(source), entry)
+        return Example(
+            said[-2].content, said[-1].content, said[:-1], reference=reference, score=_score_of(source),
+            entry=entry,
+        )  # fmt: skip
     asked: str | None
     told: str | None
     if source.template is not None:
@@ -221,7 +233,10 @@ def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bo
     if told is not None or of_reference is not None:
         both = [response if told is None else told, reference if of_reference is None else of_reference]
         told = " ".join(dict.fromkeys(text for text in both if text is not None))
-    return Example(prompt, response, _chat(source, prompt), reference, _score_of(source), entry, asked, told)
+    return Example(
+        prompt, response, _chat(source, prompt), reference=reference, score=_score_of(source), entry=entry,
+        asked=asked, told=told,
+    )  # fmt: skip
 
 
 def _text(row: dict[str, Any], name: str, where: str, may_be_empty: bool = False) -> tuple[str, str | None]:
@@ -240,17 +255,18 @@ def _text(row: dict[str, Any], name: str, where: str, may_be_empty: bool = False
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
-def _said(turns: Any, name: str, where: str) -> tuple[tuple[str, str], ...]:
+def _said(turns: Any, name: str, where: str) -> tuple[Turn, ...]:
     if not isinstance(turns, list) or len(turns) < 2:
         raise TaskError(f"{where}: field '{name}' must be a list of at least two messages")
     try:
         said = tuple(
-            (str(t["role"]), str(t["content"])) if "role" in t else (_ROLES[t["from"]], str(t["value"])) for t in turns
+            Turn(str(t["role"]), str(t["content"])) if "role" in t else Turn(_ROLES[t["from"]], str(t["value"]))
+            for t in turns
         )
     except (TypeError, KeyError):
         raise TaskError(f"{where}: each message needs role and content (or from and value)") from None
-    if said[-1][0] != "assistant":
-        raise TaskError(f"{where}: the last message must be the assistant's, got '{said[-1][0]}'")
+    if said[-1].role != "assistant":
+        raise TaskError(f"{where}: the last message must be the assistant's, got '{said[-1].role}'")
     return said
 
 

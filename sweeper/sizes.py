@@ -93,5 +93,6 @@ def task_size(task: TaskSpec, characters: bool) -> tuple[int, float]:
     examples = load_task(drawn).train
     count = len(examples) if task.generator is None else min(task.generator.size, task.train_examples or 10**9)
     some = examples[:512]
-    chars = sum(len(e.prompt) + len(e.response) + sum(len(c) for _, c in e.messages) for e in some) / len(some)
+    turns = sum(len(turn.content) for example in some for turn in example.messages)
+    chars = (turns + sum(len(example.prompt) + len(example.response) for example in some)) / len(some)
     return count, chars / (1.0 if characters else CHARS_PER_TOKEN) + 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import jobs.corpus
 from jobs.backbone import BackboneError, load_tokenizer
+from jobs.chats import Turn
 from jobs.corpus import Reader, corpus, corpus_dir, corpus_for, tokeniser_digest
 from jobs.data import tokenise
 from jobs.files import fingerprint, locked
@@ -362,7 +363,8 @@ def test_planted_leaks_are_found_and_nothing_else() -> None:
 def test_a_response_and_earlier_turns_of_a_chat_leak_too() -> None:
     """Of training the response is what leaks, also where answers are scored by a reference of their own."""
     solved = Example("some question", text(0, 20), reference="B")
-    chat = Example("and now?", "x", messages=(("user", text(20, 15)), ("assistant", "yes"), ("user", "and now?")))
+    turns = (Turn("user", text(20, 15)), Turn("assistant", "yes"), Turn("user", "and now?"))
+    chat = Example("and now?", "x", messages=turns)
     measured = [
         Example("other question", text(3, 14), reference="C"), Example(text(20, 15), "y"), Example("and then?", "B"),
     ]  # fmt: skip
@@ -371,10 +373,10 @@ def test_a_response_and_earlier_turns_of_a_chat_leak_too() -> None:
 
 
 def test_of_a_chat_all_turns_are_the_question_but_the_systems() -> None:
-    same = ("system", text(0, 20))
+    same = Turn("system", text(0, 20))
 
     def chat(*said: str) -> Example:
-        turns = tuple((role, word) for role, word in zip(("user", "assistant", "user"), said, strict=False))
+        turns = tuple(Turn(role, word) for role, word in zip(("user", "assistant", "user"), said, strict=False))
         return Example(said[-1], "r" + said[0], messages=(same, *turns))
 
     train = [chat("What is it?", "A tree.", "Why?"), chat("Who?")]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.chats import Turn
 from jobs.data import IGNORED, collate, global_batches, tokenise
 from jobs.pretrain import char_tokenizer
 from jobs.tasks import Example, TaskError
@@ -30,7 +31,7 @@ def test_tokenizer_without_eos_is_refused() -> None:
 
 def test_chat_template_is_the_models_own_and_chats_need_one() -> None:
     tokenizer = char_tokenizer()
-    chat = Example("12+34", "640", (("system", "r"), ("user", "12+34")))
+    chat = Example("12+34", "640", (Turn("system", "r"), Turn("user", "12+34")))
     with pytest.raises(TaskError, match="no chat template; give the backbone a chat_template"):
         tokenise(tokenizer, [chat])
     tokenizer.chat_template = (

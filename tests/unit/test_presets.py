@@ -9,6 +9,7 @@ import jinja2
 import pytest
 from pydantic import ValidationError
 
+from jobs.chats import Turn
 from jobs.leaks import leaks
 from jobs.presets import presets
 from jobs.scores import score
@@ -177,7 +178,7 @@ def test_a_task_reads_rows_with_the_published_fields(name: str, parquet: bool, t
         n = number[example.prompt]
         assert (example.response, example.wanted) == (numbered(response, n), numbered(wanted, n))
         if task.system:
-            assert example.messages == (("system", task.system), ("user", example.prompt))
+            assert example.messages == (Turn("system", task.system), Turn("user", example.prompt))
     assert data.heldout[0].score.kind == task.score.kind
 
 

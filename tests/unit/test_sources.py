@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from jobs.chats import Turn
 from jobs.presets import with_preset
 from jobs.sources import TaskError
 from jobs.spec import BackboneSpec
@@ -57,7 +58,7 @@ def test_templates_references_and_a_system_turn(tmp_path: Path) -> None:
     assert example.prompt == "What is 7?\nA. x\nB. o7"
     assert example.response == "since 7\n\nAnswer: B"
     assert example.wanted == "B"
-    assert example.messages == (("system", "Be brief."), ("user", example.prompt))
+    assert example.messages == (Turn("system", "Be brief."), Turn("user", example.prompt))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_chats_as_the_hub_writes_them(tmp_path: Path) -> None:
         {"conversations": [{"from": "human", "value": f"q{i}"}, {"from": "gpt", "value": f"a{i}"}]} for i in range(20)
     ]
     data = load_task(TaskSpec(path=jsonl(tmp_path / "d.jsonl", rows), messages="conversations"))
-    assert {(e.messages, e.response) for e in data.train} <= {((("user", f"q{i}"),), f"a{i}") for i in range(20)}
+    assert {(e.messages, e.response) for e in data.train} <= {((Turn("user", f"q{i}"),), f"a{i}") for i in range(20)}
 
 
 def test_a_data_set_of_the_hub_goes_through_its_own_loader(tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_a_generators_items_are_rows_like_others() -> None:
         )
     )
     for bare, made in zip(plain.train + plain.heldout, asked.train + asked.heldout, strict=True):
-        assert bare.messages == (("system", "Be brief."), ("user", bare.prompt))
-        assert made.messages == (("system", "Be brief."), ("user", f"{bare.prompt} Think."))
+        assert bare.messages == (Turn("system", "Be brief."), Turn("user", bare.prompt))
+        assert made.messages == (Turn("system", "Be brief."), Turn("user", f"{bare.prompt} Think."))
         assert (made.response, made.wanted) == (f"It is {bare.response}.", bare.response)
     assert all(e.entry is not None and e.entry["generator"] == "chain_sum" for e in asked.heldout)
     with pytest.raises(TaskError, match=r"chain_sum\[0\]: no text in field 'solution'; this row has answer, metadata"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.chats import Turn
 from jobs.scores import final_answer
 from jobs.sources import TaskError
 from jobs.task_spec import TaskSpec
@@ -56,7 +57,7 @@ def test_chat_messages_keep_the_turns_before_the_response(tmp_path: Path) -> Non
     chat = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "a"))]
     path = write(tmp_path / "d.jsonl", [{"m": chat}])
     data = load_task(TaskSpec(path=path, heldout_path=path, messages="m"))
-    assert data.train == [Example("u", "a", (("system", "s"), ("user", "u")))]
+    assert data.train == [Example("u", "a", (Turn("system", "s"), Turn("user", "u")))]
 
 
 def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Chats: turns as a chat template reads them, in a form that can be compared, hashed and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Turn:
+    """One message of a chat.
+
+    content: its text; empty where the turn has none of its own (it only calls tools)
+    more:    JSON of what else the template may read ({"tool_calls": [...]}), keys sorted; empty for nothing
+    """
+
+    role: str
+    content: str
+    more: str = ""
+
+    @classmethod
+    def of(cls, role: str, content: str, more: Mapping[str, Any] | None = None) -> Turn:
+        return cls(role, content, json.dumps(more, sort_keys=True) if more else "")
+
+    def message(self) -> dict[str, Any]:
+        """As `apply_chat_template` takes it."""
+        return {"role": self.role, "content": self.content} | (json.loads(self.more) if self.more else {})
