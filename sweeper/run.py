@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Node, Shape, lanes_that_fit, total
 from jobs.backbone import check_backbone, convert_gguf, has_chat_template, positions_of
+from jobs.failure import Failure
 from jobs.pretrain import pretrain
 from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.spec import TrialSpec
@@ -26,7 +27,8 @@ from sweeper.grouping import in_order, kin_of
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
-from sweeper.results import status_of
+from sweeper.results import OVER, status_of
+from sweeper.retries import Retries
 from sweeper.shared import Shared
 from sweeper.spec import SpecError
 from sweeper.store import Claims, Store
@@ -37,11 +39,10 @@ if TYPE_CHECKING:
 
 AT_BOARD = 100_000  # who may wait at the board at once: every trial under way, and every worker of every lane twice
 BOARD_DIED = "the sweep's board, Ray's actor Board, has died; run it again: trials go on from their newest checkpoints"
-OVER = ("finished", "stopped")
 
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
-    """What is still to do: trials without a last word, and those that failed; the largest first, like beside like."""
+    """Trials without a result, and those that failed or were paused; the largest first, like beside like."""
     todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
     return sorted(todo, key=lambda t: shape_of(t.execution), reverse=True)
 
@@ -170,7 +171,7 @@ def _tune(
     ray.get(board.hold.remote(dict.fromkeys(shared.mine)))  # for the others no lanes
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
-        board, trials, places, store.root, settings.name, share, settings.concurrency,
+        board, trials, places, store.root, settings.name, share, settings.concurrency, Retries(settings.max_failures),
         partial(_stop_requests, store, settings.name, shared, say), say.line,
     ):  # fmt: skip
         prepare(pending, store.root, read)  # while the lanes come up
@@ -181,7 +182,7 @@ def _tune(
             for round_ in _rounds(plan, store, list(specs), say, shared):
                 keys = in_order(list(round_), kin)
                 ray.get(board.hold.remote(round_))
-                tune_round(keys, board, settings.max_failures, most, scheduler, callback, folder)
+                tune_round(keys, board, most, scheduler, callback, folder)
 
 
 def _stop_requests(store: Store, sweep: str, shared: Shared, say: Progress) -> list[str]:
@@ -266,16 +267,14 @@ def _callback(store: Store, say: Progress) -> Any:
             key, result = trial.config["key"], trial.last_result or {}
             folder = store.trial(key)
             if result.get("status") == "failed" and folder.result() is None:
-                folder.finish("failed", error=last_lines(str(result["error"])))
-            if result.get("status") == "held":
-                return  # of a race: it goes on, or its last word comes, when the others are there
+                failure = Failure.read(result["failure"]).at(folder.last_step())
+                folder.finish("failed", error=failure.line, failure=failure.record())
+            if result.get("status") == "paused" and folder.result() is None:
+                folder.finish("paused", error=result["error"])
+            if result.get("status") in ("held", "paused"):
+                return  # a race decides between its rounds; the pool of lanes has said why others are paused
             if result.get("status") == "stopped":  # by hand, while its worker had died
                 folder.stop_by_hand()
-            say.ended(key, status_of(folder.result()), result)
+            say.ended(key, status_of(folder.result()), result | {"error": (folder.result() or {}).get("error")})
 
     return Ends()
-
-
-def last_lines(error: str, count: int = 30) -> str:
-    """The end of a traceback, where the reason stands."""
-    return "\n".join(error.strip().splitlines()[-count:])
