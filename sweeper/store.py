@@ -77,7 +77,7 @@ class Store:
 
     def find_trial(self, name: str, beginning: str) -> str:
         """The one trial of a sweep whose key begins so. Raises StoreError."""
-        found = [key for key in self.trials(name) if key.startswith(beginning)]
+        found = [row["key"] for row in self.plan(name)["trials"] if row["key"].startswith(beginning)]
         if beginning in found:
             return beginning
         if len(found) != 1:

@@ -49,11 +49,19 @@ def nans(t):
 def infinite(t):
     return -t.logp * (late(t, float("inf")) if t.state is not None else 1)
 
+def always(t):
+    raise KeyError(t.logp.shape[0])
+
+def second(t):
+    assert not trains(t) or os.environ["RANK"] != "1", "the second rank's own"
+    return -t.logp
+
+ALWAYS, SECOND = Objective("always", always, "-log p", "a test"), Objective("second", second, "-log p", "a test")
 STATE = frozenset({"state"})
 MUTE, EXITS, CRASHES, FULL = (Objective(f.__name__, f, "-log p", "a test") for f in (mute, exits, crashes, full))
 NANS, INFINITE = (Objective(f.__name__, f, "-log p", "a test", needs=STATE) for f in (nans, infinite))
 """
-NAMES = ("mute", "exits", "crashes", "full", "nans", "infinite")
+NAMES = ("always", "second", "mute", "exits", "crashes", "full", "nans", "infinite")
 TASK = {"builtin": "addition", "noise": 0.3, "heldout_examples": 32}
 BACKBONE = {"builtin": "char-llama", "pretrain_steps": 60}
 TRAIN = {"lr": 1e-3, "batch_size": 32, "steps": 20, "max_length": 32, "checkpoint_every": 5, "log_every": 5}
@@ -169,6 +177,29 @@ def test_a_learning_rate_that_is_far_too_large_diverges_and_does_not_fail(storag
     run(storage, tmp_path, 0, ["nll"], [1], train=TRAIN | {"lr": 1e30, "clip": 1e30, "steps": 5})
     (trial,) = (result for name, result in results(storage).items() if "nll" in name)
     assert trial["status"] == "diverged", trial
+
+
+def test_of_two_ranks_the_one_that_raised_is_recorded_and_both_see_a_divergence(storage: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3, where no rank has all weights. And an objective that cannot even be drawn spoils no report."""
+    run(
+        storage, tmp_path, 1, ["second", "infinite", "always", "nll"], [1], execution={"workers": 2},
+        train=TRAIN | {"zero_stage": 3},
+    )  # fmt: skip
+    found = results(storage)
+    second, always, diverged = (found[f"{name} s1"] for name in ("second", "always", "infinite"))
+    assert (second["failure"]["rank"], second["error"]) == (1, "AssertionError: the second rank's own")
+    assert (always["failure"]["kind"], always["failure"]["type"]) == ("error", "KeyError")
+    assert (diverged["status"], diverged["step"]) == ("diverged", 15)
+    assert found["nll s1"]["status"] == "finished"
+    assert (storage / "sweeps/small/report/report.html").exists()
+
+
+def test_of_a_group_the_one_that_diverges_ends_and_the_others_go_on(storage: Path, tmp_path: Path) -> None:
+    grid = {"backbone": [BACKBONE | {"lora": {"rank": 4}}], "task": [TASK], "objective": ["nans", "nll"], "seed": [1]}
+    run(storage, tmp_path, 0, [], [], grid=grid, together=2)
+    found = results(storage)
+    assert (found["nans s1"]["status"], found["nans s1"]["together"]) == ("diverged", 2)
+    assert (found["nll s1"]["status"], found["nll s1"]["together"]) == ("finished", 2)
 
 
 def test_a_trial_that_kills_its_workers_fails_after_three_and_says_so(storage: Path, tmp_path: Path) -> None:
