@@ -105,11 +105,23 @@ class Failure:
         detail = _detail(text)
         return cls(kind, "WorkerDied", f"{message} ({detail})" if detail else message, "", text[-MOST_TRACEBACK:], rank)
 
+    @classmethod
+    def of_words(cls, text: str, rank: int | None = None) -> Failure:
+        """From the text of a traceback alone: its last line has the type and the message."""
+        text = _printable(COLOURS.sub("", text)).strip()
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        found = re.match(r"([A-Za-z_][\w.]*): (.+)", last)
+        name, said = (found[1].split(".")[-1], found[2]) if found else ("Error", last)
+        kind = (
+            Kind.DISK_FULL if is_disk_full(text) else Kind.OUT_OF_MEMORY if is_out_of_memory(text) else Kind.ERROR
+        )  # fmt: skip
+        return cls(kind, name, said, "", text[-MOST_TRACEBACK:], rank)
+
     @property
     def line(self) -> str:
         """What a table or a terminal shows: never empty."""
         said = next((line.strip() for line in self.message.splitlines() if line.strip()), "")
-        if self.type == "WorkerDied":
+        if self.type in ("WorkerDied", "NotStarted"):
             text = said
         elif said:
             text = f"{self.type}: {said}"

@@ -250,7 +250,8 @@ class LanePool:
         self.fruitless[shape] += 1
         if self.fruitless[shape] < FRUITLESS or beside:
             return
-        known = replace(failure, kind=Kind.NOT_STARTED, message=f"no worker group comes up: {failure.message}")
+        reason = f"no worker group comes up: {failure.line}"
+        known = replace(failure, kind=Kind.NOT_STARTED, type="NotStarted", message=reason)
         ray.get(self.board.give_up.remote(known.record(), shape))
 
     def _make_room(self, name: str, shape: Shape) -> None:
@@ -359,7 +360,8 @@ def free() -> dict[str, float]:
 def why_ended(error: Exception, told: Sequence[Mapping[str, Any]]) -> Failure:
     """Why a lane failed. told: what its ranks raised (Failure.record), in the order in which it was told.
 
-    A rank that raised says so before it goes; so an error that no rank has told is a death.
+    A rank that trains and raises says so before it goes. So what no rank has told is a death, or an error of before
+    the workers came up.
     """
     raised = [Failure.read(record) for record in told]
     if (cause := root_cause(raised)) is not None:
@@ -368,8 +370,10 @@ def why_ended(error: Exception, told: Sequence[Mapping[str, Any]]) -> Failure:
     deaths = {rank: one for rank, one in failures.items() if not _is_peers_loss(one)} or failures
     rank = min(deaths, default=None)
     text = "\n".join(str(one) for one in failures.values()) or str(error)
-    taken_back = any(getattr(one, "preempted", False) for one in _causes([error, *failures.values()]))
-    return Failure.of_death(text, rank, taken_back)
+    causes = list(_causes([error, *failures.values()]))
+    if not raised and not any(isinstance(one, ray.exceptions.RayActorError) or _is_peers_loss(one) for one in causes):
+        return Failure.of_words(text, rank)  # while the workers came up, before they could tell
+    return Failure.of_death(text, rank, any(getattr(one, "preempted", False) for one in causes))
 
 
 def _is_peers_loss(error: Exception) -> bool:
