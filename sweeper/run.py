@@ -32,7 +32,7 @@ from sweeper.retries import Retries
 from sweeper.shared import Shared
 from sweeper.spec import SpecError
 from sweeper.store import Claims, Store
-from sweeper.tracking import TrackingThread
+from sweeper.tracking_thread import TrackingThread
 
 if TYPE_CHECKING:
     from jobs.corpus import Reader
@@ -56,13 +56,13 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
-        with TrackingThread(store, name, uri) as tracking:
+        with TrackingThread(store, name, uri, say.line) as tracking:
             if pending:
                 with connected(address, preload="jobs.preload"):
                     _tune_or_say_why_not(plan, pending, store, say, address, read, claims)
-        if tracking.error is not None:
+        if tracking.reason is not None:
             print(
-                f"MLflow at {uri} could not be written ({tracking.error}); later: sweeper sync {name}", file=sys.stderr
+                f"MLflow at {uri} could not be written ({tracking.reason}); later: sweeper sync {name}", file=sys.stderr
             )
         return len(pending_trials(store, plan))
 

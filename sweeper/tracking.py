@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.spec import TrialSpec
+from sweeper import mlflow_file
 from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
 from sweeper.view import view_tags, view_url
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KEY = "sweeper.key"
-SYNC_EVERY_S = 2.0
-CLOSE_S = 60.0  # for the runs to be closed when somebody does not want to wait
 BATCH = 1000  # MLflow's limit of metrics, params and tags in one request
 PAGE = 1000  # runs in one answer
 # of a result: what a worker could take at once
@@ -57,9 +55,11 @@ class Tracking:
     """The writer. Not for use from several processes at once: the sweep's lock sees to that."""
 
     def __init__(self, store: Store, sweep: str, uri: str) -> None:
-        _set_environment()
+        set_environment()
         from mlflow.tracking import MlflowClient
 
+        if (aside := mlflow_file.ready(uri)) is not None:
+            print(aside, file=sys.stderr)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self.store, self.sweep, self.uri = store, sweep, uri
         self.trials = store.trials(sweep)
@@ -214,7 +214,7 @@ def _params(trial: TrialSpec) -> dict[str, str]:
     return {name: str(value) for name, value in params.items() if value is not None}
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """MLflow reads these at import: call it before every one."""
     for name, value in MLFLOW_ENV.items():
         os.environ.setdefault(name, value)
@@ -222,7 +222,7 @@ def _set_environment() -> None:
 
 def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
     """None, and a line on stderr, where MLflow cannot be reached: reports are made without it."""
-    _set_environment()
+    set_environment()
     from mlflow.exceptions import MlflowException
 
     try:
@@ -242,7 +242,7 @@ def reach(uri: str) -> tuple[int | None, str]:
     if file is not None and not file.exists():  # to ask would be to make it
         folder = next(parent for parent in file.absolute().parents if parent.exists())
         return (200, NOT_MADE) if os.access(folder, os.W_OK) else (None, f"{folder} cannot be written")
-    _set_environment()
+    set_environment()
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from mlflow.utils.credentials import get_default_host_creds
@@ -264,7 +264,7 @@ def reach(uri: str) -> tuple[int | None, str]:
 
 def experiment_urls(store: Store, uri: str, server: str) -> dict[str, str]:
     """Sweep -> its page in the UI at `server`, for the sweeps of this storage that MLflow knows."""
-    _set_environment()
+    set_environment()
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -297,51 +297,3 @@ def _memory_tags(memory: dict[str, Any] | None) -> dict[str, str]:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-class TrackingThread:
-    """The writer beside a running sweep. A server that is down costs no training: what it missed is written later."""
-
-    def __init__(self, store: Store, sweep: str, uri: str) -> None:
-        _set_environment()
-        self.store, self.sweep, self.uri = store, sweep, uri
-        self.stopping, self.closed = threading.Event(), threading.Event()
-        self.error: Exception | None = None
-        self.tracking: Tracking | None = None
-        self.thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> TrackingThread:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Wait until all runs are closed; a signal meanwhile ends the program after that, a second one at once."""
-        self.stopping.set()
-        try:
-            self.closed.wait()  # no join(): interrupted once, that takes the thread for ended (CPython 3.11)
-        except KeyboardInterrupt:
-            self.closed.wait(CLOSE_S)
-            raise
-
-    def _loop(self) -> None:
-        """Also the last writing, since signals come to the main thread alone."""
-        try:
-            while not self.stopping.is_set():
-                self._try(over=False)
-                self.stopping.wait(SYNC_EVERY_S)
-        finally:
-            try:
-                self._try(over=True)
-            finally:
-                self.closed.set()
-
-    def _try(self, over: bool) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            if self.tracking is None:
-                self.tracking = Tracking(self.store, self.sweep, self.uri)
-            self.tracking.sync(over)
-            self.error = None
-        except (MlflowException, OSError) as error:
-            self.error = error
