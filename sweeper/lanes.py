@@ -376,7 +376,7 @@ def why_ended(error: Exception, told: Sequence[Mapping[str, Any]]) -> Failure:
     return Failure.of_death(text, rank, any(getattr(one, "preempted", False) for one in causes))
 
 
-def _is_peers_loss(error: Exception) -> bool:
+def _is_peers_loss(error: BaseException) -> bool:
     return any(sign in str(error) for sign in PEER_SIGNS)
 
 
