@@ -1,6 +1,7 @@
 """The record of one trial on disk: spec, rows, checkpoints, result. The truth; MLflow and the report are views.
 
 trials/<key>/trial.json       the spec
+             made             a random id: this folder, and not one that was deleted and stood here before
              metrics.jsonl    rows, appended, one a step, never rewritten
              checkpoints/step-<n>/    bounded; a folder without COMPLETE does not count
              answers/<set>.jsonl.gz   what was answered at the newest evaluation, a problem a line
@@ -15,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from jobs.failure import Failure
 from jobs.files import write_text
 from jobs.spec import TrialSpec
 
-COMPLETE, REVIVED = "COMPLETE", "REVIVED"
+COMPLETE, REVIVED, MADE = "COMPLETE", "REVIVED", "made"
 KEEP_CHECKPOINTS = 1  # of a trial; for a moment the next one stands beside it
 Row = dict[str, float]
 
@@ -43,7 +45,13 @@ class TrialFolder:
 
     def create(self, trial: TrialSpec) -> None:
         if not (self.path / "trial.json").exists():
+            write_text(self.path / MADE, secrets.token_hex(8))
             write_text(self.path / "trial.json", trial.model_dump_json(indent=1) + "\n")
+
+    def made(self) -> str:
+        """Tells this folder from one that stood here before and was deleted; empty for folders of before 2026-11-27."""
+        file = self.path / MADE
+        return file.read_text() if file.exists() else ""
 
     def spec(self) -> TrialSpec:
         return TrialSpec.model_validate_json((self.path / "trial.json").read_text())

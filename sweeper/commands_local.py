@@ -49,7 +49,10 @@ Write the report of a sweep from what is recorded, also while it runs and on ano
 report.html (one file, opens offline), continuum.png, alpha.png, weights.png, trials.csv, leaderboard.csv, report.json.
 """
 
-SYNC = "Bring MLflow up to the storage: what a tracking server that was down has missed. Writing twice adds nothing."
+SYNC = """\
+Bring MLflow up to the storage: what a tracking server that was down has missed. Writing twice adds nothing.
+What was deleted in MLflow stays deleted, unless --restore is given.
+"""
 
 UI = "Serve the MLflow UI on loopback over the storage's MLflow store. Ctrl-C ends it."
 
@@ -75,6 +78,7 @@ def add_commands(commands: Any) -> None:
     sub = add(commands, "sync", SYNC, sync)
     sweep_options(sub)
     tracking_options(sub)
+    sub.add_argument("--restore", action="store_true", help="bring back what was deleted in MLflow")
     sub = add(commands, "ui", UI, ui)
     tracking_options(sub)
     sub.add_argument("--port", type=int, default=5000, help="default: 5000")
@@ -151,8 +155,8 @@ def _write_report(store: Store, sweep: str, uri: str, out: Path | None) -> dict[
     kept = store.sweep_dir(sweep) / FORECAST
     forecasts = json.loads(kept.read_text()) if kept.exists() else []
     paths = write_report(table, folder, sweep, _provenance(store, sweep, uri), mlflow_url, forecasts)
-    if tracking:
-        tracking.add_artifacts(folder)
+    if tracking and (reason := tracking.add_artifacts(folder)) is not None:
+        print(f"the report is not in MLflow ({reason}); sweeper report {sweep} tries again", file=sys.stderr)
     return paths
 
 
@@ -175,7 +179,7 @@ def sync(args: argparse.Namespace) -> int:
     store = Store(args.storage.resolve())
     uri = tracking_uri_of(args, store, args.sweep)
     with store.lock(args.sweep):
-        tracking = open_tracking(store, args.sweep, uri)
+        tracking = open_tracking(store, args.sweep, uri, args.restore)
         if tracking is None:
             return 2
         tracking.sync(over=True)

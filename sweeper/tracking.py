@@ -1,7 +1,9 @@
 """MLflow, written from the trials' folders by one writer: a view that can be made again at any time.
 
-Identity is by tags: one parent run a sweep, one child a trial. Points are idempotent, because a row's step, time
-and value are on disk and MLflow keeps equal points once: writing a trial again adds nothing.
+Identity is by tags: one parent run a sweep, one child a making of a trial (a folder that is deleted and made again is
+another making).
+Points are idempotent, because a row's step, time and value are on disk and MLflow keeps equal points once: writing a
+trial again adds nothing. What somebody has deleted in MLflow stays deleted, until `sync --restore`.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.failure import Failure
 from jobs.spec import TrialSpec
 from sweeper import mlflow_file
 from sweeper.results import OVER, failure_of, status_of
@@ -23,8 +28,12 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KEY = "sweeper.key"
+SWEEP = "sweep"  # the key of the run of the whole sweep
+TWIN_OF = "sweeper.twin_of"  # of a second run for one trial: the run that is written
+MADE = "sweeper.made"  # which making of the trial's folder a run belongs to
 BATCH = 1000  # MLflow's limit of metrics, params and tags in one request
 PAGE = 1000  # runs in one answer
+ATTEMPTS = 3  # to store artifacts
 # of a result: what a worker could take at once
 AT_ONCE = ("micro_batch_size", "evaluated_at_once")
 NOT_MADE = "is not there yet, the first sweep makes it"
@@ -51,10 +60,18 @@ def default_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
-class Tracking:
-    """The writer. Not for use from several processes at once: the sweep's lock sees to that."""
+class TrackingError(ConnectionError):
+    """MLflow answers, and this sweep cannot be written; the message says what to do."""
 
-    def __init__(self, store: Store, sweep: str, uri: str) -> None:
+
+class Tracking:
+    """The writer. Not for use from several processes at once: the sweep's lock sees to that.
+
+    restore: bring back what was deleted in MLflow: the experiment, the sweep's run, runs of trials
+    deleted: keys of trials whose run was deleted there: they are not written
+    """
+
+    def __init__(self, store: Store, sweep: str, uri: str, restore: bool = False) -> None:
         set_environment()
         from mlflow.tracking import MlflowClient
 
@@ -63,8 +80,12 @@ class Tracking:
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self.store, self.sweep, self.uri = store, sweep, uri
         self.trials = store.trials(sweep)
+        self.restore = restore
+        self.deleted: set[str] = set()
+        self.unsure = False  # whether the server may have made a run that we do not know
         self.experiment_id = self._experiment()
-        self.runs: dict[str, Run] = {r.data.tags[KEY]: r for r in self._all_runs() if KEY in r.data.tags}
+        self.runs: dict[str, Run] = {}
+        self._know_runs()
         self.parent = self._parent()
         self.offsets: dict[str, int] = {}
         self.closed: dict[str, str] = {}  # trials whose run has its last state, by status
@@ -80,29 +101,81 @@ class Tracking:
 
     def sync(self, over: bool = False) -> None:
         """Bring every trial's run up to its folder. `over`: no driver is running, so nothing may stay RUNNING."""
-        if not over and self.runs["sweep"].info.status != "RUNNING":
-            self.client.update_run(self.parent, status="RUNNING")
-            self.runs["sweep"] = self.client.get_run(self.parent)
+        if self.unsure:
+            self._know_runs()
+            self.unsure = False
+        if not over and SWEEP not in self.deleted and self.runs[SWEEP].info.status != "RUNNING":
+            self._of(SWEEP, self._reopen_parent)
         for key, trial in self.trials.items():
             closed = self.closed.get(key)
             # what has failed or was stopped may be taken up again after it was closed
-            if closed is None or (closed != "finished" and closed != status_of(self.store.trial(key).result())):
-                self._sync_trial(key, trial, over)
-        if over:
-            states = [status_of(self.store.trial(key).result()) for key in self.trials]
-            self.client.set_terminated(
-                self.parent,
-                "FINISHED" if all(s in OVER for s in states)
-                else "FAILED" if "unfinished" not in states
-                else "KILLED",
-            )  # fmt: skip
+            again = closed is None or (closed != "finished" and closed != status_of(self.store.trial(key).result()))
+            if again and key not in self.deleted:
+                self._of(key, partial(self._sync_trial, key, trial, over))
+        if over and SWEEP not in self.deleted:
+            self._of(SWEEP, self._close_parent)
 
-    def add_artifacts(self, folder: Path) -> None:
-        """The report, under the parent run."""
-        self.client.log_artifacts(self.parent, str(folder), "report")
+    def _of(self, key: str, write: Callable[[], None]) -> None:
+        """Write to one run. If that run was deleted meanwhile it is left alone, and all others are written."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            write()
+        except MlflowException:
+            if not self._was_deleted(key):
+                raise
+            self.deleted.add(key)
+            print(
+                f"MLflow: the run of {key} was deleted there, so it is not written any more; "
+                f"sweeper sync {self.sweep} --restore brings it back",
+                file=sys.stderr,
+            )
+
+    def _was_deleted(self, key: str) -> bool:
+        """Raises MlflowException where the server does not answer that either."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+        if key not in self.runs:
+            return False
+        try:
+            return bool(self.client.get_run(self.runs[key].info.run_id).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return True  # and cleared away for good
+            raise
+
+    def _reopen_parent(self) -> None:
+        self.client.update_run(self.parent, status="RUNNING")
+        self.runs[SWEEP] = self.client.get_run(self.parent)
+
+    def _close_parent(self) -> None:
+        states = [status_of(self.store.trial(key).result()) for key in self.trials]
+        done = all(state in OVER for state in states)
+        left = "FAILED" if "unfinished" not in states else "KILLED"
+        self.client.set_terminated(self.parent, "FINISHED" if done else left)
+
+    def add_artifacts(self, folder: Path) -> str | None:
+        """The report, under the parent run. Returns why it could not be stored, or None."""
+        if SWEEP in self.deleted:
+            return "the sweep's run was deleted in MLflow"
+        reason = None
+        for attempt in range(ATTEMPTS):
+            try:
+                time.sleep(attempt)
+                self.client.log_artifacts(self.parent, str(folder), "report")
+                return None
+            except Exception as error:  # of a server, a disk, a bucket: the report is in the storage
+                reason = Failure.of(error).line
+        return reason
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.sweep)
+        if found is not None and found.lifecycle_stage == "deleted":
+            if not self.restore:
+                restore = f"sweeper sync {self.sweep} --restore"
+                raise TrackingError(f"experiment '{self.sweep}' was deleted in MLflow; {restore} brings it back")
+            self.client.restore_experiment(found.experiment_id)
         if found is not None:
             for key, value in view_tags().items():
                 if found.tags.get(key) != value:
@@ -113,11 +186,42 @@ class Tracking:
         tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT, **view_tags()}
         return str(self.client.create_experiment(self.sweep, artifact_location=where, tags=tags))
 
+    def _know_runs(self) -> None:
+        """The run of each trial. Of several for one (an answer to create_run was lost) the one with points is kept."""
+        found: dict[str, list[Run]] = {}
+        for run in self._all_runs():
+            key = run.data.tags.get(KEY)
+            if key is not None and TWIN_OF not in run.data.tags and self._is_of_this_making(key, run):
+                found.setdefault(key, []).append(run)
+        for key, runs in found.items():
+            active = [run for run in runs if run.info.lifecycle_stage == "active"]
+            if not active and self.restore:
+                self.client.restore_run(runs[0].info.run_id)
+                active = [self.client.get_run(runs[0].info.run_id)]
+            if not active:
+                self.deleted.add(key)
+            first, *others = sorted(active or runs, key=lambda run: (not run.data.metrics, run.info.start_time))
+            for other in others if active else []:
+                self.client.set_tag(other.info.run_id, TWIN_OF, first.info.run_id)
+                self.client.set_tag(other.info.run_id, "mlflow.note.content", f"A twin of run {first.info.run_id}.")
+                self.client.set_terminated(other.info.run_id, "KILLED")
+            self.runs[key] = first
+
+    def _is_of_this_making(self, key: str, run: Run) -> bool:
+        """Whether a run was made for the trial's folder as it is, not for one that was deleted."""
+        made = run.data.tags.get(MADE)
+        return key == SWEEP or made is None or made == self.store.trial(key).made()
+
     def _all_runs(self) -> list[Run]:
+        """Deleted ones too."""
+        from mlflow.entities import ViewType
+
         runs: list[Run] = []
         token: str | None = None
         while token is not None or not runs:
-            page = self.client.search_runs([self.experiment_id], max_results=PAGE, page_token=token)
+            page = self.client.search_runs(
+                [self.experiment_id], run_view_type=ViewType.ALL, max_results=PAGE, page_token=token
+            )
             runs += page
             token = page.token
             if not token:
@@ -125,11 +229,11 @@ class Tracking:
         return runs
 
     def _parent(self) -> str:
-        if "sweep" in self.runs:
-            return str(self.runs["sweep"].info.run_id)
-        tags = {KEY: "sweep", "mlflow.note.content": ABOUT, "sweeper.kind": "sweep"}
+        if SWEEP in self.runs:
+            return str(self.runs[SWEEP].info.run_id)
+        tags = {KEY: SWEEP, "mlflow.note.content": ABOUT, "sweeper.kind": "sweep"}
         run = self.client.create_run(self.experiment_id, run_name=f"sweep {self.sweep}", tags=tags)
-        self.runs["sweep"] = run
+        self.runs[SWEEP] = run
         self.client.log_text(
             run.info.run_id, (self.store.sweep_dir(self.sweep) / "sweep.yaml").read_text(), "sweep.yaml"
         )
@@ -167,12 +271,18 @@ class Tracking:
         folder = self.store.trial(key)
         started = folder.started() or (folder.result() or {}).get("time", time.time())  # over before it began
         kind = "trial" if trial.objective else "backbone"
-        return self.client.create_run(
+        tags = {KEY: key, "sweeper.kind": kind, "mlflow.parentRunId": self.parent}
+        if made := folder.made():
+            tags[MADE] = made
+        self.unsure = True  # until the answer is there
+        run = self.client.create_run(
             self.experiment_id,
             start_time=_ms(started),
             run_name=f"{name} · s{trial.seed}" if trial.objective else name,
-            tags={KEY: key, "sweeper.kind": kind, "mlflow.parentRunId": self.parent},
+            tags=tags,
         )
+        self.unsure = False
+        return run
 
     def _log(self, run_id: str, params: dict[str, str], rows: list[dict[str, float]], tags: dict[str, str]) -> None:
         """In as few requests as MLflow's limits allow; the tags come with the last of the rows, never before it."""
@@ -220,16 +330,16 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def open_tracking(store: Store, sweep: str, uri: str) -> Tracking | None:
-    """None, and a line on stderr, where MLflow cannot be reached: reports are made without it."""
+def open_tracking(store: Store, sweep: str, uri: str, restore: bool = False) -> Tracking | None:
+    """None, and a line on stderr, where MLflow cannot be reached or read: reports are made without it."""
     set_environment()
-    from mlflow.exceptions import MlflowException
-
     try:
-        return Tracking(store, sweep, uri)
-    except MlflowException as error:
-        print(f"no MLflow at {uri} ({str(error).splitlines()[0]})", file=sys.stderr)
-        return None
+        return Tracking(store, sweep, uri, restore)
+    except TrackingError as error:
+        print(error, file=sys.stderr)
+    except Exception as error:  # of a server, a database, a network: a report is made all the same
+        print(f"no MLflow at {uri} ({Failure.of(error).line})", file=sys.stderr)
+    return None
 
 
 def reach(uri: str) -> tuple[int | None, str]:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from jobs.failure import Failure
@@ -89,10 +90,8 @@ class TrackingThread:
             self.say(f"MLflow at {self.uri} cannot be written ({reason}); training goes on, it is tried again")
         self.reason, self.attempts = reason, self.attempts + 1
         facts = {"since": self.since, "reason": reason, "attempts": self.attempts}
-        try:
+        with suppress(OSError):  # a full disk: the line above was said
             write_text(self.store.sweep_dir(self.sweep) / TROUBLE, json.dumps(facts))
-        except OSError:
-            pass  # a full disk: the line above was said
 
     def _caught_up(self) -> None:
         if self.reason is not None:
