@@ -18,6 +18,7 @@ from sweeper.grouping import groups_facts
 from sweeper.plan import Plan
 from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
+from sweeper.trouble import trouble, words
 
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
@@ -171,6 +172,7 @@ def status_facts(store: Store, sweep: str) -> dict[str, Any]:
         "sweep": sweep,
         "done": sum(counts[status] for status in OVER) == len(trials),
         "counts": dict(counts),
+        "mlflow": trouble(store, sweep),
         "trials": trials,
     }
 
@@ -178,6 +180,8 @@ def status_facts(store: Store, sweep: str) -> dict[str, Any]:
 def print_status(facts: dict[str, Any]) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(facts["counts"].items()))
     print(f"{facts['sweep']}: {counts} of {len(facts['trials'])} trials")
+    if facts["mlflow"] is not None:
+        print(words(facts["mlflow"], time.time()))
     paused = Counter(trial["error"] for trial in facts["trials"] if trial["status"] == "paused")
     for reason, number in paused.items():
         print(f"\npaused: {number} trials\n  {reason}\n  Mend the cause and run the sweep again: they start then.")

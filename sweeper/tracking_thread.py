@@ -7,27 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from jobs.failure import Failure
 from jobs.files import write_text
 from sweeper.store import Store
 from sweeper.tracking import Tracking, set_environment
+from sweeper.trouble import TROUBLE
 
 SYNC_EVERY_S = 2.0
 MOST_WAIT_S = 60.0  # between two attempts while nothing can be written
 LAST_ATTEMPTS = 3  # at the end of a sweep
 CLOSE_S = 60.0  # for the runs to be closed when somebody does not want to wait
-TROUBLE = "tracking.json"  # in a sweep's folder, while MLflow cannot be written
-
-
-def trouble(store: Store, sweep: str) -> dict[str, Any] | None:
-    """since (Unix time), reason, attempts: of a writer that is behind; None where all is written."""
-    file = store.sweep_dir(sweep) / TROUBLE
-    try:
-        return dict(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 class TrackingThread:

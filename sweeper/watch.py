@@ -19,6 +19,7 @@ from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed
 from sweeper.results import OVER, status_of, taken
 from sweeper.store import Store
+from sweeper.trouble import trouble, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,6 +65,7 @@ class Watcher:
                 if self._status(k) == "failed"
             ],
             "diverged": sum(self._status(k) == "diverged" for k in self.trials),
+            "mlflow": trouble(self.store, self.sweep),
             "paused": [{"trials": number, "reason": reason} for reason, number in paused.items()],
         }
 
@@ -186,6 +188,7 @@ def summary(facts: Facts) -> str:
     if facts["failures"]:
         parts.append(f"{len(facts['failures'])} FAILED")
     parts += [f"{number} {word}" for word, number in _held_back(facts)]
+    parts += ["MLflow is behind"] if facts.get("mlflow") else []
     return ", ".join(parts) + (f"; best so far {best}" if best else "")
 
 
@@ -228,6 +231,8 @@ def board(facts: Facts) -> RenderableType:
         parts.append(now)
     for failure in facts["failures"][:5]:
         parts.append(Text(f"failed: {failure['trial']}: {failure['reason'][:160]}", style="red"))
+    if (known := facts.get("mlflow")) is not None:
+        parts.append(Text(words(known, time.time()), style="red"))
     for one in facts.get("paused", ()):
         parts.append(Text(f"paused: {one['trials']} trials: {one['reason'][:160]}", style="red"))
     if len(facts["failures"]) > 5:

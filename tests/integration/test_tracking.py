@@ -108,3 +108,175 @@ def _gone(*_: object, **__: object) -> None:
     from mlflow.exceptions import MlflowException
 
     raise MlflowException("the server is gone")
+
+
+def finished(plan: Plan, store: Store) -> None:
+    """Every trial of the plan with two rows and its end."""
+    for trial in plan.trials:
+        folder = store.trial(trial.key)
+        folder.create(trial)
+        writer = RowWriter(folder)
+        for step in (1, 2):
+            writer.write({"step": step, "objective/loss": 1 / step})
+        folder.finish("finished")
+
+
+def active(writer: Any) -> list[Any]:
+    return list(writer.client.search_runs([writer.experiment_id], max_results=100))
+
+
+def test_an_answer_that_is_lost_makes_no_second_run(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has made the run, and the client does not know."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from sweeper import tracking
+
+    plan, store = planned(storage, tmp_path)
+    finished(plan, store)
+    writer = tracking.Tracking(store, "small", f"sqlite:///{storage / 'mlflow.db'}")
+    create = MlflowClient.create_run
+
+    def lost(*args: Any, **more: Any) -> None:
+        create(*args, **more)
+        _gone()
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "create_run", lost)
+        for _ in range(2):
+            with pytest.raises(MlflowException, match="gone"):
+                writer.sync()
+    writer.sync(over=True)
+    assert len(active(writer)) == 1 + len(plan.trials)
+    assert {run.info.status for run in active(writer)} == {"FINISHED"}
+
+
+def test_a_twin_of_before_is_closed_and_the_run_with_the_points_is_kept(storage: Path, tmp_path: Path) -> None:
+    from sweeper import tracking
+
+    plan, store = planned(storage, tmp_path)
+    finished(plan, store)
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    writer = tracking.Tracking(store, "small", uri)
+    writer.sync(over=True)
+    key, kept = next(iter(writer.run_ids().items()))
+    twin = writer.client.create_run(writer.experiment_id, start_time=1, tags={tracking.KEY: key})
+    again = tracking.Tracking(store, "small", uri)
+    again.sync(over=True)
+    assert again.run_ids()[key] == kept
+    found = again.client.get_run(twin.info.run_id)
+    assert (found.info.status, found.data.tags[tracking.TWIN_OF], found.data.metrics) == ("KILLED", kept, {})
+
+
+def test_what_is_deleted_in_mlflow_stays_deleted_until_it_is_restored(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeper import tracking
+
+    plan, store = planned(storage, tmp_path)
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    writer = tracking.Tracking(store, "small", uri)
+    first, *others = plan.trials
+    store.trial(first.key).create(first)
+    RowWriter(store.trial(first.key)).write({"step": 1, "objective/loss": 1.0})
+    writer.sync()
+    writer.client.delete_run(writer.run_ids()[first.key])
+    finished(plan, store)
+    writer.sync(over=True)  # one run's trouble is one run's trouble
+    assert f"the run of {first.key} was deleted there" in capsys.readouterr().err
+    assert len(active(writer)) == 1 + len(others)
+    tracking.Tracking(store, "small", uri).sync(over=True)
+    assert len(active(writer)) == 1 + len(others)
+    tracking.Tracking(store, "small", uri, restore=True).sync(over=True)
+    assert len(active(writer)) == 1 + len(plan.trials)
+    assert {run.info.status for run in active(writer)} == {"FINISHED"}
+
+    writer.client.delete_experiment(writer.experiment_id)
+    assert tracking.open_tracking(store, "small", uri) is None
+    assert "sweeper sync small --restore brings it back" in capsys.readouterr().err
+    restored = tracking.open_tracking(store, "small", uri, restore=True)
+    assert restored is not None
+    restored.sync(over=True)
+    assert len(active(restored)) == 1 + len(plan.trials)
+
+
+def test_a_trial_made_again_gets_a_run_of_its_own(storage: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from sweeper import tracking
+
+    plan, store = planned(storage, tmp_path)
+    finished(plan, store)
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    writer = tracking.Tracking(store, "small", uri)
+    writer.sync(over=True)
+    key = plan.trials[-1].key
+    shutil.rmtree(store.trial(key).path)
+    finished(plan, store)
+    again = tracking.Tracking(store, "small", uri)
+    again.sync(over=True)
+    assert again.run_ids()[key] != writer.run_ids()[key]
+    history = again.client.get_metric_history(again.run_ids()[key], "objective/loss")
+    assert sorted(point.step for point in history) == [1, 2]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database at all", "cut", "half migrated"])
+def test_the_store_is_made_once_and_a_broken_one_is_set_aside(
+    storage: Path, tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    from sweeper import tracking
+
+    plan, store = planned(storage, tmp_path)
+    finished(plan, store)
+    file = storage / "mlflow.db"
+    uri = f"sqlite:///{file}"
+    if content == "half migrated":
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE _alembic_tmp_runs (x)")
+    elif content == "cut":
+        file.write_bytes(file.read_bytes()[:100_000])
+    elif content is None:
+        file.unlink()
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    writer = tracking.open_tracking(store, "small", uri)
+    assert writer is not None
+    writer.sync(over=True)
+    assert len(active(writer)) == 1 + len(plan.trials)
+    said = capsys.readouterr().err
+    aside = list(storage.glob("mlflow.db.broken-*"))
+    assert (len(aside), said.count("set aside as")) == ((0, 0) if content in (None, b"") else (1, 1))
+
+
+def test_the_writer_survives_a_locked_database_and_says_when_it_is_behind(storage: Path, tmp_path: Path) -> None:
+    import sqlite3
+    import time
+    from contextlib import closing
+
+    from sweeper.tracking_thread import TrackingThread
+    from sweeper.trouble import trouble
+
+    plan, store = planned(storage, tmp_path)
+    finished(plan, store)
+    said: list[str] = []
+    file = storage / "mlflow.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        with TrackingThread(store, "small", f"sqlite:///{file}", said.append) as thread:
+            until = time.monotonic() + 120
+            while trouble(store, "small") is None and time.monotonic() < until:
+                time.sleep(0.1)
+            known = trouble(store, "small")
+            held.execute("COMMIT")
+    assert known is not None
+    assert "locked" in known["reason"]
+    assert thread.reason is None
+    assert trouble(store, "small") is None
+    assert ["cannot be written" in said[0], "is written again" in said[-1], len(said)] == [True, True, 2]
+    assert thread.tracking is not None
+    assert len(active(thread.tracking)) == 1 + len(plan.trials)

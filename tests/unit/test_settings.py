@@ -17,7 +17,7 @@ ALLOWED = {  # heavy package -> the files that may import it
         "sweeper/run.py", "sweeper/tuning.py", "sweeper/lane_trainer.py", "sweeper/lanes.py", "sweeper/scheduler.py",
     },
     "deepspeed": set[str](),  # by name, in jobs/deepspeed_import.py
-    "mlflow": {"sweeper/tracking.py"},
+    "mlflow": {"sweeper/tracking.py", "sweeper/mlflow_file.py"},
     "pandas": {f"sweeper/{m}.py" for m in ("results", "continuum", "forecast", "figures", "report")},
     "matplotlib": {"sweeper/figures.py", "sweeper/report.py"},
     "vllm": {"jobs/vllm_engine.py"},
