@@ -131,5 +131,5 @@ def test_a_sweep_that_ends_or_is_stopped_while_a_lane_waits_for_room_waits_for_n
     assert not pool.lanes
     assert not any(thread.is_alive() for thread in pool.threads)
     assert not waiting()
-    assert pool.fruitless == 0
+    assert not pool.fruitless
     remove_placement_group(holder)
