@@ -371,7 +371,7 @@ def why_ended(error: Exception, told: Sequence[Mapping[str, Any]]) -> Failure:
     rank = min(deaths, default=None)
     text = "\n".join(str(one) for one in failures.values()) or str(error)
     causes = list(_causes([error, *failures.values()]))
-    if not raised and not any(isinstance(one, ray.exceptions.RayActorError) or _is_peers_loss(one) for one in causes):
+    if not raised and not any(isinstance(one, ray.exceptions.RayActorError) for one in causes):
         return Failure.of_words(text, rank)  # while the workers came up, before they could tell
     return Failure.of_death(text, rank, any(getattr(one, "preempted", False) for one in causes))
 
