@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,3 +60,5 @@ class CheckpointWriter:
 def _write(path: Path, held: io.BytesIO) -> None:
     with held, path.open("wb") as file:
         file.write(held.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before the checkpoint is marked as complete

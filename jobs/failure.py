@@ -30,6 +30,7 @@ class Kind(StrEnum):
     NODE_LOST = "node lost"
     PREEMPTED = "preempted"  # a node that the cluster or the cloud took back
     PEER_LOST = "peer lost"  # raised because another rank was gone: never the cause
+    DAMAGED = "damaged"  # a checkpoint that was set aside; the trial goes on
     NOT_STARTED = "not started"  # no worker could be placed or started for it
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.failure import Failure
-from jobs.files import write_text
+from jobs.files import fingerprint, write_text
 from jobs.spec import TrialSpec
 
 COMPLETE, REVIVED, MADE = "COMPLETE", "REVIVED", "made"
+DAMAGED = "damaged"  # the status of a trial whose record cannot be read
 KEEP_CHECKPOINTS = 1  # of a trial; for a moment the next one stands beside it
 Row = dict[str, float]
 
@@ -68,7 +69,7 @@ class TrialFolder:
         return list(self.rows_from(0)[0])
 
     def rows_from(self, offset: int) -> tuple[list[Row], int]:
-        """Rows that start at byte `offset`, and the offset after them."""
+        """Rows that start at byte `offset`, and the offset after them. What is no row is left out: `damage` tells."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return [], 0
@@ -76,7 +77,8 @@ class TrialFolder:
             stream.seek(offset)
             whole = stream.read().rpartition(b"\n")
         text = whole[0] + whole[1]
-        return [json.loads(line) for line in text.splitlines()], offset + len(text)
+        rows = [_row(line) for line in text.splitlines()]
+        return [row for row in rows if row is not None], offset + len(text)
 
     def last_step(self) -> int:
         """Of the newest row; 0 where there is none."""
@@ -99,8 +101,29 @@ class TrialFolder:
     # the end
 
     def result(self) -> dict[str, Any] | None:
+        """None: not over. Where the file cannot be read its status is 'damaged', with `damage` as the error."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        found = _mapping(file)
+        return (
+            found if found is not None and "status" in found else {"status": DAMAGED, "error": self._cannot_read(file)}
+        )
+
+    def damage(self) -> str | None:
+        """Which file of this trial cannot be read, and what to do; None where all can."""
+        if (result := self.result()) is not None and result["status"] == DAMAGED:
+            return str(result["error"])
+        file = self.path / "metrics.jsonl"
+        whole = file.read_bytes().rpartition(b"\n")[0] if file.exists() else b""
+        bad = next((number for number, line in enumerate(whole.splitlines(), 1) if _row(line) is None), None)
+        return None if bad is None else self._cannot_read(file, f":{bad}")
+
+    def _cannot_read(self, file: Path, line: str = "") -> str:
+        return (
+            f"{file}{line} is not what was written there (a disk that was full or failed?); move {self.path} away, and "
+            "the next run trains this trial again"
+        )
 
     def finish(self, status: str, **facts: Any) -> None:
         """Atomic. Without a result a trial is continued. status: finished, diverged, stopped, failed or paused."""
@@ -109,8 +132,7 @@ class TrialFolder:
 
     def seconds(self) -> dict[str, float]:
         """setup_s and train_s of all legs, up to the newest checkpoint or the last leg's end; empty before that."""
-        file = self.path / "seconds.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        return _mapping(self.path / "seconds.json") or {}
 
     def write_seconds(self, spent: Mapping[str, float]) -> None:
         write_text(self.path / "seconds.json", json.dumps(spent))
@@ -137,7 +159,8 @@ class TrialFolder:
     def failures(self) -> list[dict[str, Any]]:
         """One record an attempt that failed: time, and what jobs.failure.Failure.record has."""
         file = self.path / "failures.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        return [record for line in lines if (record := _json(line)) is not None and "error" in record]
 
     def add_failure(self, failure: Failure, note: str = "") -> None:
         """note: what to say before the reason."""
@@ -158,13 +181,53 @@ class TrialFolder:
         return sorted(marker.parent for marker in (self.path / "checkpoints").glob(f"step-*/{COMPLETE}"))
 
     def complete_checkpoint(self, step: int, keep: int) -> None:
-        """Mark a checkpoint that all ranks have written, and drop all but the newest `keep`."""
-        (self.checkpoint_dir(step) / COMPLETE).touch()
+        """Mark a checkpoint that all ranks have written, and drop all but the newest `keep`.
+
+        The mark holds the size and the fingerprint of each file.
+        """
+        folder = self.checkpoint_dir(step)
+        write_text(folder / COMPLETE, json.dumps(_contents(folder)))
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
+    def intact_checkpoint(self) -> tuple[Path | None, list[Path]]:
+        """The newest checkpoint that is what its mark says, and those that are not, which are set aside."""
+        aside: list[Path] = []
+        for folder in reversed(self.checkpoints()):
+            wanted = _mapping(folder / COMPLETE)
+            # a mark of before 2026-11-27 is empty
+            if not (folder / COMPLETE).stat().st_size or wanted == _contents(folder):
+                return folder, aside
+            aside.append(folder.rename(folder.with_name(f"damaged-{folder.name}-{secrets.token_hex(3)}")))
+        return None, aside
+
     def drop_checkpoints(self) -> None:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    """Size and fingerprint of every file of a checkpoint but its mark, by path in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != COMPLETE)
+    return {str(file.relative_to(folder)): [file.stat().st_size, fingerprint([file], sampled=True)] for file in files}
+
+
+def _json(text: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _mapping(file: Path) -> dict[str, Any] | None:
+    return _json(file.read_bytes()) if file.exists() else None
+
+
+def _row(line: bytes) -> Row | None:
+    row = _json(line)
+    numbers = row is not None and all(isinstance(value, int | float) for value in row.values())
+    return row if numbers and row is not None and "step" in row else None
 
 
 class RowWriter:

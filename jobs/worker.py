@@ -28,7 +28,7 @@ from jobs.clock import Clock
 from jobs.course import Row, Save
 from jobs.engine import device, on_any_rank
 from jobs.evaluate import Problem
-from jobs.failure import Failure
+from jobs.failure import Failure, Kind
 from jobs.memory import Floor
 from jobs.meter import Meter, meter
 from jobs.process_group import set_device
@@ -245,10 +245,16 @@ class _Run:
         ray.train.report({"trial": self.key, "step": step}, pointer, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 
     def _newest_checkpoint(self) -> Path | None:
-        """Chosen by rank 0 for all."""
+        """The newest that is intact, chosen by rank 0 for all; a damaged one is noted in the trial's record."""
         found: list[str | None] = [None]
-        if self.rank == 0 and (complete := self.folder.checkpoints()):
-            found[0] = str(complete[-1])
+        if self.rank == 0:
+            intact, aside = self.folder.intact_checkpoint()
+            found[0] = str(intact) if intact is not None else None
+            instead = f"the trial goes on from {intact.name}" if intact is not None else "the trial begins anew"
+            for folder in aside:
+                message = f"checkpoint {folder} is not what was written (a disk that was full or failed?); {instead}"
+                step = self.folder.last_step()
+                self.folder.add_failure(Failure(Kind.DAMAGED, "DamagedCheckpoint", message, step=step))
         dist.broadcast_object_list(found, 0)
         return Path(found[0]) if found[0] else None
 

@@ -23,7 +23,7 @@ BACKBONE = "backbone"  # the label of the untrained one
 NLL = "nll"
 GREEDY, HELDOUT_NLL = "task/accuracy_greedy", "heldout/nll"
 AHEAD, BEHIND, OPEN, ALONE = "ahead of NLL", "behind NLL", "not separated", "no comparison"
-NOT_FINISHED = ("diverged", "failed", "paused", "stopped", "unfinished")
+NOT_FINISHED = ("damaged", "diverged", "failed", "paused", "stopped", "unfinished")
 
 
 def quantile_of_t(freedom: float) -> float:

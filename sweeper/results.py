@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jobs.record import DAMAGED
 from jobs.yardsticks import CAPABILITY, YARDSTICKS
 from sweeper.store import Store
 
@@ -59,6 +60,8 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
     for key, trial in trials.items():
         folder = store.trial(key)
         result = folder.result()
+        if (damage := folder.damage()) is not None:
+            result = {"status": DAMAGED, "error": damage}
         final = {k: v for row in folder.rows() for k, v in row.items()}  # the last value of each
         if status_of(result) == "diverged":
             final |= {name: yardstick.worst for name, yardstick in YARDSTICKS.items()}

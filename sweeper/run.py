@@ -17,6 +17,7 @@ from cluster.resources import Node, Shape, lanes_that_fit, total
 from jobs.backbone import check_backbone, convert_gguf, has_chat_template, positions_of
 from jobs.failure import Failure
 from jobs.pretrain import pretrain
+from jobs.record import DAMAGED
 from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.spec import TrialSpec
 from jobs.task_spec import TaskSpec
@@ -43,7 +44,7 @@ BOARD_DIED = "the sweep's board, Ray's actor Board, has died; run it again: tria
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
     """Trials without a result, and those that failed or were paused; the largest first, like beside like."""
-    todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
+    todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in (*OVER, DAMAGED)]
     return sorted(todo, key=lambda t: shape_of(t.execution), reverse=True)
 
 
@@ -51,7 +52,8 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
     """Train what is not finished yet. Returns the number of trials that failed or did not end."""
     name = plan.spec.settings.name
     with store.lock(name), Claims(store.root) as claims:
-        pending = pending_trials(store, plan)
+        damaged = _damaged(store, plan)
+        pending = [trial for trial in pending_trials(store, plan) if trial.key not in damaged]
         read = check_inputs(pending, store.root)
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
@@ -64,7 +66,15 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
             print(
                 f"MLflow at {uri} could not be written ({tracking.reason}); later: sweeper sync {name}", file=sys.stderr
             )
-        return len(pending_trials(store, plan))
+        return len({trial.key for trial in pending_trials(store, plan)} | damaged.keys())
+
+
+def _damaged(store: Store, plan: Plan) -> dict[str, str]:
+    """Trials whose record cannot be read, and what to do; each is said in a line, and all others are trained."""
+    found = {trial.key: damage for trial in plan.trials if (damage := store.trial(trial.key).damage()) is not None}
+    for key, damage in found.items():
+        print(f"damaged: {key}: {damage}", file=sys.stderr)
+    return found
 
 
 def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:

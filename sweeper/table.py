@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.record import DAMAGED
 from jobs.spec import TrialSpec
 from sweeper.board import Place
 from sweeper.estimate import estimate, measured_seconds
@@ -155,7 +156,8 @@ def status_facts(store: Store, sweep: str) -> dict[str, Any]:
     trials = []
     for key, trial in store.trials(sweep).items():
         folder = store.trial(key)
-        result = folder.result()
+        damage = folder.damage()
+        result = folder.result() if damage is None else {"status": DAMAGED, "error": damage}
         rows = folder.rows()
         trials.append(
             {
@@ -186,7 +188,7 @@ def print_status(facts: dict[str, Any]) -> None:
     for reason, number in paused.items():
         print(f"\npaused: {number} trials\n  {reason}\n  Mend the cause and run the sweep again: they start then.")
     for trial in facts["trials"]:
-        if trial["status"] in ("failed", "diverged"):
+        if trial["status"] in ("failed", "diverged", DAMAGED):
             print(f"\n{trial['status']}: {trial['key']} at step {trial['step']:g}\n  {trial['error']}")
         elif trial["status"] == "unfinished" and trial["step"]:
             print(f"under way: {trial['key']} at step {trial['step']:g} of {trial['steps'] or '?'}")

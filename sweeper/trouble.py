@@ -1,4 +1,4 @@
-"""A sweep whose MLflow cannot be written: its writer keeps the reason in the sweep's folder; status and watch read it."""
+"""A sweep whose MLflow cannot be written: its writer keeps the reason in the sweep's folder, which readers show."""
 
 from __future__ import annotations
 

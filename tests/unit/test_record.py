@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
-from jobs.record import RowWriter, TrialFolder
+from jobs.record import DAMAGED, RowWriter, TrialFolder
 from sweeper.results import taken
 from sweeper.store import Store, StoreError
 
@@ -124,3 +124,77 @@ def test_a_clock_counts_while_it_runs_and_tells_each_phase_once() -> None:
     assert 0.004 <= found["setup_s"] < found["train_s"]
     clock.enter(TRAIN)  # after a pause: nothing new
     assert told == [SETUP, TRAIN, EVALUATE, TRAIN]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"step": 3}', b"[" * 100_000])
+def test_a_result_that_cannot_be_read_is_damaged_and_names_its_file(tmp_path: Path, text: bytes) -> None:
+    trial = folder(tmp_path)
+    trial.finish("finished")
+    assert trial.damage() is None
+    (trial.path / "result.json").write_bytes(text)
+    assert (trial.result() or {})["status"] == DAMAGED
+    damage = trial.damage()
+    assert damage is not None
+    assert damage.startswith(f"{trial.path / 'result.json'} is not what was written there")
+    assert f"move {trial.path} away" in damage
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\0\0\0", b"{}", b'{"step": "x"}', b'["step"]', b"\xff", b""])
+def test_a_line_that_is_no_row_is_left_out_and_told_by_its_number(tmp_path: Path, line: bytes) -> None:
+    trial = folder(tmp_path)
+    RowWriter(trial).write({"step": 1, "a": 1.0})
+    with (trial.path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    RowWriter(trial).write({"step": 2, "a": 2.0})
+    assert [row["step"] for row in trial.rows()] == [1, 2]
+    damage = trial.damage()
+    assert damage is not None
+    assert damage.startswith(f"{trial.path / 'metrics.jsonl'}:2 ")
+
+
+def test_seconds_and_failures_that_cannot_be_read_cost_nothing_else(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    (trial.path / "seconds.json").write_text("")
+    (trial.path / "failures.jsonl").write_text('{"time": 1, "error": "x"}\ngarbage\n')
+    assert trial.seconds() == {}
+    assert [failure["error"] for failure in trial.failures()] == ["x"]
+
+
+def checkpoint(trial: TrialFolder, step: int, keep: int = 3) -> Path:
+    target = trial.checkpoint_dir(step)
+    (target / "ds").mkdir(parents=True)
+    (target / "ds" / "shard-0.pt").write_bytes(b"0123456789" * step)
+    (target / "latest").write_text("ds")
+    trial.complete_checkpoint(step, keep)
+    return target
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "changed", "gone", "mark"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path: Path, harm: str) -> None:
+    trial = folder(tmp_path)
+    older, newest = checkpoint(trial, 10), checkpoint(trial, 20)
+    assert trial.intact_checkpoint() == (newest, [])
+    shard = newest / "ds" / "shard-0.pt"
+    if harm == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif harm == "empty":
+        shard.write_bytes(b"")
+    elif harm == "changed":
+        shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    elif harm == "gone":
+        shard.unlink()
+    else:
+        (newest / "COMPLETE").write_text("{")
+    found, aside = trial.intact_checkpoint()
+    assert found == older
+    assert [path.name.startswith("damaged-step-00000020") for path in aside] == [True]
+    assert trial.checkpoints() == [older]
+    (older / "latest").unlink()
+    assert trial.intact_checkpoint()[0] is None
+
+
+def test_a_mark_of_before_says_nothing_of_its_files(tmp_path: Path) -> None:
+    trial = folder(tmp_path)
+    target = checkpoint(trial, 10)
+    (target / "COMPLETE").write_text("")
+    assert trial.intact_checkpoint() == (target, [])
