@@ -61,4 +61,5 @@ def _write(path: Path, held: io.BytesIO) -> None:
     with held, path.open("wb") as file:
         file.write(held.getbuffer())
         file.flush()
-        os.fsync(file.fileno())  # on the disk before the checkpoint is marked as complete
+        if path.is_file():
+            os.fsync(file.fileno())  # on the disk before the checkpoint is marked as complete

@@ -29,6 +29,7 @@ from sweeper import (
     commands_render,
 )
 from sweeper.options import is_remote, storage_of
+from sweeper.places import FULL, words
 from sweeper.spec import SpecError
 from sweeper.store import StoreError
 
@@ -81,12 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return STOPPED
-    except INPUT_ERRORS as error:
-        print(error, file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `sweeper plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except INPUT_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        said = words(error, vars(args).values())
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
+        return 1 if error.errno in FULL else 2
     finally:
         gc.freeze()  # the process ends: to look for garbage in all its modules first takes up to 0.7 s
 

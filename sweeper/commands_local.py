@@ -21,7 +21,7 @@ from sweeper.options import (
     tracking_options,
     tracking_uri_of,
 )
-from sweeper.store import FORECAST, Store
+from sweeper.store import FORECAST, Store, StoreError
 
 PLAN = """\
 Print the trials of a sweep: how many, which cells of the grid train identically and became one, which are
@@ -188,10 +188,20 @@ def sync(args: argparse.Namespace) -> int:
 
 
 def ui(args: argparse.Namespace) -> int:
-    from sweeper.tracking import experiment_urls
+    import socket
+
+    from sweeper.tracking import default_uri, experiment_urls
 
     store = Store(args.storage.resolve())
     uri = tracking_uri_of(args, store, None)
+    if uri == default_uri(store.root) and not store.sweeps():
+        raise StoreError(f"no sweep in {store.root}, so there is nothing to show; --storage names another folder")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", args.port))
+        except OSError as error:
+            raise StoreError(f"port {args.port} of this machine: {error.strerror}; --port names another") from None
     server = f"http://127.0.0.1:{args.port}"
     print(f"{server} shows {uri}")
     for sweep, url in experiment_urls(store, uri, server).items():

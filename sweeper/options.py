@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sweeper.places import NO_SUPPORT, SCHEME, folder, jobs_address
 from sweeper.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add(
     sub.add_argument(
         "--storage",
         metavar="DIR",
-        type=Path,
+        type=folder,
         default=None,
         help="where trials are recorded (default: $SWEEPER_STORAGE or ./sweeps)",
     )
@@ -97,12 +98,15 @@ def given_uri(args: argparse.Namespace) -> str | None:
         raise ConnectionError(f"$MLFLOW_TRACKING_URI: {error}") from None
 
 
-def cluster_options(sub: argparse.ArgumentParser, needed: bool = False, address: str | None = None) -> None:
-    """address: help for --address where it may be more than a Jobs API's."""
+def cluster_options(
+    sub: argparse.ArgumentParser, needed: bool = False, address: str | None = None, or_ray: bool = False
+) -> None:
+    """address: help for --address where it may be more than a Jobs API's; or_ray: it may be Ray's own, for a job."""
     default = "" if needed else " (default: this machine's storage)"
     sub.add_argument(
         "--address",
         metavar="URL",
+        type=str if address or or_ray or needed else jobs_address,
         required=needed,
         help=address or f"of a cluster's Jobs API, http://HEAD:8265{default}",
     )
@@ -126,7 +130,10 @@ def storage_of(args: argparse.Namespace) -> Path:
         return Path(args.storage)
     if "SWEEPER_STORAGE" not in os.environ and ON_CLUSTER in os.environ:
         raise StoreError("the cluster declares no storage ($SWEEPER_STORAGE on its nodes); name one with --storage")
-    return Path(os.environ.get("SWEEPER_STORAGE", "sweeps"))
+    named = os.environ.get("SWEEPER_STORAGE", "sweeps")
+    if SCHEME.match(named):
+        raise StoreError(f"$SWEEPER_STORAGE {named}: {NO_SUPPORT}")
+    return Path(named)
 
 
 def data_root_of(args: argparse.Namespace) -> Path:

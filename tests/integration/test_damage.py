@@ -43,7 +43,7 @@ def test_a_checkpoint_that_was_cut_short_is_set_aside_and_the_trial_begins_anew(
     store = Store(storage)
     driver = start(spec, storage)
     try:
-        until("a plan", lambda: (storage / "sweeps" / "small" / "plan.json").exists())
+        until("a plan", (storage / "sweeps" / "small" / "plan.json").exists)
         key = until("a trial with a checkpoint", lambda: under_way(store, "small"))
     finally:
         os.kill(driver.pid, signal.SIGKILL)
