@@ -171,7 +171,8 @@ def _similarity(text: str, wanted: str) -> Score:
 
 
 def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
-    from jobs.sandbox import passes, program_of, tests_of
+    from jobs.programs import program_of
+    from jobs.sandbox import passes, tests_of
 
     assert entry is not None
     program = program_of(text, entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sandbox import program_of
+from jobs.programs import program_of
 from jobs.scores import ScoreSpec, score
 
 ROOT = Path(__file__).parents[2]
