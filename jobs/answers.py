@@ -1,8 +1,11 @@
-"""What is read of an answer, whatever the kind of score: not what the model thought before it."""
+"""Where an answer begins and ends in a text: after the model's reasoning, and before a question that it makes up."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+MOST_QUESTIONS = 6  # of a rambling text before each of which an answer is looked for
 
 # of models that reason before they answer; an answer that is cut off inside its reasoning has none
 _TAGS = r"(?:think|thinking|thought|reasoning|scratchpad)"
@@ -15,3 +18,17 @@ def without_thinking(text: str) -> str:
     text = _THINKING.sub("", text)
     ends = [end.end() for end in _END_OF_THINKING.finditer(text)]
     return text[ends[-1] :] if ends else text
+
+
+# where a base model goes on with another question; a number alone begins one only after an answer
+_NEXT_QUESTION = re.compile(
+    r"^(?:(?:Question|Problem|Human|User|Instruction|Passage|Context|Exercise|Q)(?: ?\d{1,4})? ?[:.)]"
+    r"|#{2,} ?(?:Instruction|Question|Problem|Task|Input|User)\b|<\|.{0,40}\|>"
+    r"|(?P<number>\d{1,4}[.)] [^\n]{5,400}\?$))",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def next_questions(text: str) -> Iterator[re.Match[str]]:
+    """Where questions begin; the group `number` is set where a number alone marks one."""
+    return _NEXT_QUESTION.finditer(text)

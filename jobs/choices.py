@@ -17,6 +17,8 @@ import unicodedata
 from functools import lru_cache
 from typing import NamedTuple
 
+from jobs.answers import MOST_QUESTIONS, next_questions
+
 # emphasis, quotation marks (not the apostrophe in a word), LaTeX and brackets around a letter
 _NOISE = re.compile(r"[*_`\"“”$(\[{（【「『《]|(?<!\w)['’]|['’](?!\w)|\\(?:text|mathbf|mathrm|textbf|bf|rm)\b")
 # what makes the words after it a statement; the option follows
@@ -59,12 +61,6 @@ _WITHDRAWN = re.compile(
     r"(?:wrong|incorrect|right|correct|mistaken|a mistake|not (?:right|correct|it))\b",
     re.IGNORECASE,
 )
-# where a base model goes on with another question; a number alone begins one only after an answer
-_NEXT_QUESTION = re.compile(
-    r"^(?:(?:Question|Problem|Human|User|Instruction|Passage|Context|Exercise|Q)(?: ?\d{1,4})? ?[:.)]|#{2,} ?(?:Instruction|Question|Input)"
-    r"|<\|.{0,40}\|>|(?P<number>\d{1,4}[.)] [^\n]{5,400}\?$))",
-    re.MULTILINE | re.IGNORECASE,
-)
 _CALLED_RIGHT = r"\)? is (?:the )?(?:only )?(?:correct|right|best)? ?(?:answer|option|choice)\b"
 _OPTION_CALLED_RIGHT = r"\)? is (?:correct|right)\b"
 # right before a statement it takes it back: "the wrong answer is A", "if the answer is A", "I don't think I choose A"
@@ -73,9 +69,6 @@ _UNDONE = re.compile(
     r"(?: (?:think|believe|say))?(?: that)?(?: the| my| an?| I)?(?: (?:correct|right|best|final))? ?$",
     re.IGNORECASE,
 )
-
-
-MOST_QUESTIONS = 3  # of a rambling text before each of which an answer is looked for
 
 
 class _Patterns(NamedTuple):
@@ -109,13 +102,14 @@ def chosen(options: str, text: str, cues: tuple[str, ...] = (), denials: tuple[s
     None: no choice. So is "B or C", and a list of the options.
     """
     text = _plain(text)
-    marks = list(_NEXT_QUESTION.finditer(text))
-    for mark in marks[:MOST_QUESTIONS]:
-        before = text[: mark.start()].strip()
+    questions = list(next_questions(text))
+    marked = [question for question in questions if not question["number"]]
+    for question in questions[:MOST_QUESTIONS]:
+        before = text[: question.start()].strip()
         if before and (found := _found(options, before, cues, denials)) is not None:
             return found.option
-        if before and mark is marks[0] and sum(not mark["number"] for mark in marks) > 1:
-            return None  # whatever comes later answers other questions
+        if before and len(marked) > 1 and question is marked[0]:
+            return None  # what comes later answers other questions
     found = _found(options, text, cues, denials)
     return None if found is None else found.option
 
@@ -215,7 +209,7 @@ def _patterns(options: str, cues: tuple[str, ...], denials: tuple[str, ...], low
         ),
         (re.compile(rf"(?i:{_REFERENCE})(?<!\w){option}(?!\w){over}{small}", re.MULTILINE),),
         re.compile(rf"^(?:(?i:option|choice) )?{option}(?!\w){small} ?[).:,!。।]{{0,3}}$", re.MULTILINE),
-        re.compile(rf"(?:(?i:option|choice) )?{option}{end}(?:{hedge}|{mark}|,(?<![AI],)|,? (?:because|since|as)\b)"),
+        re.compile(rf"(?:(?i:option|choice) )?{option}(?:{hedge}|{end}(?:{mark}|,(?<![AI],)|,? (?:because|since|as)\b))"),
         re.compile(rf"(?<!\S){option}{mark}(?!\S)"),
         re.compile(rf"(?i:(?:{taken_back})[ ,]?\0|\0\)? ?(?:{taken_back}))") if denials else None,
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jobs.answers import next_questions
 from jobs.fences import OTHER_LANGUAGES, Stretch, stretches
 from jobs.sandbox import tests_of
 from jobs.statements import Statement, TooDeepError, broken, parsed, scope_names, statements_in_prose, statements_of
@@ -23,12 +24,7 @@ from jobs.statements import Statement, TooDeepError, broken, parsed, scope_names
 _BUILTINS = frozenset(dir(builtins))
 _TEST_RUNNERS = frozenset({"doctest", "pytest", "unittest"})
 _ASKS_A_USER = frozenset({"input", "raw_input"})
-# where a base model goes on with a conversation or a problem that nobody has given it
-_NEXT_TURN = re.compile(
-    r"^(?:\[DONE\]|\[/?PYTHON\]|<\|.{0,40}\|>|</?s>|#{2,} ?(?:Instruction|Question|Problem|Task|Input|User)s?\b.*"
-    r"|(?:Human|User|Question|Problem|Instruction|Q) ?:.*)$",
-    re.MULTILINE,
-)
+_END_MARK = re.compile(r"^(?:\[DONE\]|\[/PYTHON\]|</?s>)$", re.MULTILINE)  # of prompts for base models
 
 
 @dataclass(frozen=True)
@@ -131,11 +127,17 @@ def _bare_pieces(bare: Sequence[Stretch], asked: frozenset[str]) -> list[_Piece]
     pieces = []
     for part in bare:
         text = part.text
-        ends = [mark.start() for mark in _NEXT_TURN.finditer(text)]
+        ends = _ends(text)
         starts = [_first_definition(name, text) for name in asked]
         end = next((end for end in ends if any(start < end for start in starts)), len(text))
         pieces.append(_piece_of(text[:end], cut_off=True, is_bare=True))
     return pieces
+
+
+def _ends(text: str) -> list[int]:
+    """Where an answer to one problem may be over: at a mark of its end, or where another problem begins."""
+    questions = [question.start() for question in next_questions(text) if not question["number"]]
+    return sorted([*questions, *(mark.start() for mark in _END_MARK.finditer(text))])
 
 
 def _dedented(code: str) -> str:
@@ -171,7 +173,7 @@ def _completed(prompt: str, answer: str, asked: frozenset[str]) -> str | None:
     body = re.split(r"^[ \t]*(?:`{3}|~{3})", answer, maxsplit=1, flags=re.MULTILINE)[0]
     again = "|".join(map(re.escape, asked))
     body = re.split(rf"^(?:async +)?def +(?:{again}) *\(", body, maxsplit=1, flags=re.MULTILINE)[0]
-    body = body[: end.start()] if (end := _NEXT_TURN.search(body)) else body
+    body = body[: min(_ends(body), default=len(body))]
     if not body.strip() or any(_begins(name, _dedented(body)) for name in asked):
         return None
     for whole in _continuations(prompt, body):

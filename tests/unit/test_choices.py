@@ -100,7 +100,7 @@ def test_what_is_known_to_be_taken_for_another_answer(what: str, text: str, mean
 
 @settings(deadline=None)
 @given(
-    st.sampled_from([text for text, option in SAID if option is not None and "\n\n" not in text and len(text) > 1]),
+    st.sampled_from([text for text, option in SAID if option is not None and "Q" not in text]),
     st.sampled_from(["Question: Which?\nThe answer is C.", "Q: x\nAnswer: D\n\nQ: y\nAnswer: A", "### Instruction:\nAnswer: A"]),
 )
 def test_another_question_never_changes_an_answer(text: str, rest: str) -> None:
