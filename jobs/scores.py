@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.answers import without_thinking
 from jobs.choices import chosen, options_of
 from jobs.evalplus_checks import checked
+from jobs.numbers import number_of, written
 from jobs.strict import Strict
 
 MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the final answer stands there
@@ -20,6 +23,7 @@ MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the f
 # kind -> the settings that it has
 _SETTINGS = {
     "exact": {"marker", "ignore_case"},
+    "number": {"marker"},
     "math": set(),
     "choice": {"options", "cues", "denials"},
     "generator": {"partial"},
@@ -27,13 +31,16 @@ _SETTINGS = {
     "code": {"timeout_s", "memory_mb"},
     "evalplus": {"timeout_s", "memory_mb"},
 }
+# kind -> how often what it reads in an answer has changed, where it has: old results are not taken for new ones
+_READINGS = {"choice": 2, "code": 2, "evalplus": 2}
+_SKIPS_REASONING = {"number", "choice", "code", "evalplus"}
 
 
 class ScoreSpec(Strict):
     """How an answer to a task's prompt is scored, in [0, 1]."""
 
-    kind: Literal["exact", "math", "choice", "generator", "similarity", "code", "evalplus"] = "exact"
-    marker: str | None = Field(None, description="exact: what follows its last occurrence is the answer")
+    kind: Literal["exact", "number", "math", "choice", "generator", "similarity", "code", "evalplus"] = "exact"
+    marker: str | None = Field(None, description="exact, number: what follows its last occurrence is the answer")
     ignore_case: bool = Field(False, description="exact: a = A")
     options: str = Field("A-J", description="choice: a range of letters, or words: yes|no|maybe")
     cues: tuple[str, ...] = Field(
@@ -71,6 +78,11 @@ class ScoreSpec(Strict):
         return self
 
 
+    def identity(self) -> dict[str, int]:
+        """What belongs to a task's key beside the settings: the version of how answers of this kind are read."""
+        return {"scoring": _READINGS[self.kind]} if self.kind in _READINGS else {}
+
+
 @dataclass(frozen=True)
 class Score:
     """value in [0, 1]; answer: what was taken for the answer, None where there is none (its value is 0)."""
@@ -85,9 +97,13 @@ def score(spec: ScoreSpec, text: str, wanted: str, entry: Mapping[str, Any] | No
     wanted: the reference answer; entry: the generator's item or the code problem's fields, for kinds that read one
     """
     text = text[-MOST_CHARACTERS:]
+    if spec.kind in _SKIPS_REASONING:
+        text = without_thinking(text)
     match spec.kind:
         case "exact":
             return _exact(spec, text, wanted)
+        case "number":
+            return _number(spec, text, wanted)
         case "math":
             return _math(text, wanted)
         case "choice":
@@ -119,6 +135,27 @@ def _exact(spec: ScoreSpec, text: str, wanted: str) -> Score:
     return Score(float(same and bool(got)), got or None)
 
 
+def _number(spec: ScoreSpec, text: str, wanted: str) -> Score:
+    """Raises ValueError where the reference itself holds no number: nothing could be right."""
+    right = _wanted_number(spec, wanted)
+    if right is None:
+        raise ValueError(no_number(wanted))
+    got = number_of(text, spec.marker)
+    return Score(float(got == right), None if got is None else written(got))
+
+
+def _wanted_number(spec: ScoreSpec, wanted: str) -> Fraction | None:
+    """The reference's number; a reference may be the bare answer, without the marker."""
+    return number_of(wanted, spec.marker if spec.marker and spec.marker in wanted else None)
+
+
+def no_number(wanted: str) -> str:
+    return (
+        f"its reference answer '{wanted[:60]}' has no number in it; name the field that has one with reference, or score "
+        "it as exact or math"
+    )
+
+
 def _math(text: str, wanted: str) -> Score:
     """math-verify, in a process of its own: its time limits need a main thread, and a hang must not stop training."""
     from jobs.judge import math_verdict
@@ -145,6 +182,8 @@ def unusable_reference(spec: ScoreSpec, wanted: str) -> str | None:
     """Why no answer could ever be right by this reference; None where one could."""
     if spec.kind == "choice" and chosen(spec.options, wanted, spec.cues, spec.denials) is None:
         return no_option(spec, wanted)
+    if spec.kind == "number" and _wanted_number(spec, wanted) is None:
+        return no_number(wanted)
     return None
 
 
