@@ -209,7 +209,9 @@ def _patterns(options: str, cues: tuple[str, ...], denials: tuple[str, ...], low
         ),
         (re.compile(rf"(?i:{_REFERENCE})(?<!\w){option}(?!\w){over}{small}", re.MULTILINE),),
         re.compile(rf"^(?:(?i:option|choice) )?{option}(?!\w){small} ?[).:,!。।]{{0,3}}$", re.MULTILINE),
-        re.compile(rf"(?:(?i:option|choice) )?{option}(?:{hedge}|{end}(?:{mark}|,(?<![AI],)|,? (?:because|since|as)\b))"),
+        re.compile(
+            rf"(?:(?i:option|choice) )?{option}(?:{hedge}|{end}(?:{mark}|,(?<![AI],)|,? (?:because|since|as)\b))"
+        ),
         re.compile(rf"(?<!\S){option}{mark}(?!\S)"),
         re.compile(rf"(?i:(?:{taken_back})[ ,]?\0|\0\)? ?(?:{taken_back}))") if denials else None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from jobs.statements import string_after
+from jobs.statements import StringsOver
 
 # what a line may begin with before its fence: quotation marks and the mark of a list's item
 _LEAD = r"(?P<lead>[ \t>]{0,40}(?:(?:[-*+•]|\d{1,3}[.)])[ \t]{1,4})?)"
@@ -18,7 +18,9 @@ _BEHIND_WORDS = re.compile(r"(?P<words>[^`]+)(?P<fence>`{3,})(?P<info>[ \t]*[\w+
 _ONE_LINE = re.compile(r"(?P<before>[^`]*)(?P<fence>`{3,})(?P<code>[^`]+)`{3,}(?P<after>[^`]*)$")
 _CLOSED_BY_CODE = re.compile(r"(?P<code>[^`]+)`{3,}$")
 _LANGUAGE = re.compile(r"[{.\s]*([\w+#-]*)")
-_CODE_BEHIND_FENCE = re.compile(r"(?:(?:python3?|py)[ \t]+)?(?=(?:async def|def|class|import|from|@\w+) ?)", re.IGNORECASE)
+_CODE_BEHIND_FENCE = re.compile(
+    r"(?:(?:python3?|py)[ \t]+)?(?=(?:async def|def|class|import|from|@\w+) ?)", re.IGNORECASE
+)
 _PYTHON_TAG = re.compile(r"[ \t]*(?:python\d?|py\d?)[ \t]+", re.IGNORECASE)
 
 OTHER_LANGUAGES = frozenset(
@@ -48,11 +50,12 @@ class Stretch:
 
 @dataclass
 class _Open:
-    """A fence that is not closed yet; quotes: of the string, over several lines, that its code is in."""
+    """A fence that is not closed yet; in_string: whether its code so far ends inside a string over several lines."""
 
     fence: str
     lead: str
-    quotes: str = ""
+    strings: StringsOver = field(default_factory=StringsOver)
+    in_string: bool = False
 
     def content(self, line: str) -> str:
         """`line` without the quotation marks and the indentation of its fence."""
@@ -108,21 +111,24 @@ def _inside(found: list[Stretch], line: str, open_: _Open) -> _Open | None:
     mark = _FENCE.match(line) if "```" in line or "~~~" in line else None
     info = mark["info"].strip() if mark else ""
     is_code = mark is None or open_.is_deeper(mark["lead"]) or mark["fence"][0] != open_.fence[0]
-    if is_code or (open_.quotes and not info):
+    if is_code or (open_.in_string and not info):
         closed = _CLOSED_BY_CODE.match(line.rstrip()) if open_.fence[0] == "`" and not mark else None
         line = open_.content(closed["code"] if closed else line)
-        open_.quotes = string_after(line, open_.quotes)
+        open_.in_string = open_.strings.after(line)
         found[-1].lines.append(line)
-        return _closed(found, []) if closed else open_
+        if closed:
+            _close(found, "")
+        return None if closed else open_
     assert mark is not None
     if re.fullmatch(r"[\w+#.{}-]+(?:[ \t]+\w+=\S*)*", info):  # a language: the last fence was never closed
         return _opened(found, mark["fence"], mark["lead"], info)
     if len(mark["fence"]) < len(open_.fence):
         found[-1].lines.append(open_.content(line))
         return open_
-    return _closed(found, [info] if info else [])
+    _close(found, info)
+    return None
 
 
-def _closed(found: list[Stretch], after: list[str]) -> None:
+def _close(found: list[Stretch], after: str) -> None:
     found[-1].closed = True
-    found.append(Stretch(None, after))
+    found.append(Stretch(None, [after]))

@@ -77,7 +77,6 @@ class ScoreSpec(Strict):
                 )
         return self
 
-
     def identity(self) -> dict[str, int]:
         """What belongs to a task's key beside the settings: the version of how answers of this kind are read."""
         return {"scoring": _READINGS[self.kind]} if self.kind in _READINGS else {}

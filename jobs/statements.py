@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MOST_LINES = 40  # of a bracket or a string over several lines, where the code as a whole does not parse
+MOST_IN_VAIN = 100  # beginnings of statements that never end, after which no more is looked for
 MOST_DEPTH = 3  # of indented text below indented prose
 MOST_TRIES = 30  # to find where a statement that was cut off still parses
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
-_TOKEN = re.compile(r"'''|\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*|[()\[\]{}]|\\\n?\Z")
+_TOKEN = re.compile(r"'''|\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*|[()\[\]{}]")
 _HEADER = re.compile(r"^(?:async[ \t]+)?(?:def[ \t]+(\w+)[ \t]*\(|class[ \t]+(\w+)[ \t]*[(:])", re.MULTILINE)
 _CLAUSE = re.compile(r"(?:else|elif|except|finally)\b")
 _STARTS_CODE = re.compile(
@@ -148,7 +149,9 @@ def _is_unfinished(chunk: str) -> bool:
     try:
         ast.parse(chunk)
     except SyntaxError as error:
-        return any(words in str(error) for words in ("never closed", "unterminated triple", "expected an indented block"))
+        return any(
+            words in str(error) for words in ("never closed", "unterminated triple", "expected an indented block")
+        )
     return False
 
 
@@ -174,16 +177,30 @@ def _cuts(chunk: str, at_lines: bool, at_blank_lines: bool) -> Iterable[str]:
 
 def _chunks(text: str) -> list[str]:
     """`text` cut where a top-level statement, or a line of prose, begins."""
-    lines, chunks, start = text.split("\n"), [], 0
+    lines, chunks, start, in_vain = text.split("\n"), [], 0, 0
     while start < len(lines):
-        end = _next_start(lines, start + 1)
-        while end < len(lines) and end - start < MOST_LINES and _goes_on(lines, start, end):
-            end = _next_start(lines, end + 1)
-        if _is_open("\n".join(lines[start:end])):  # never closed: this line alone is no code
-            end = _next_start(lines, start + 1)
-        chunks.append("\n".join(lines[start:end]).rstrip())
-        start = end
+        end = first = _next_start(lines, start + 1)
+        if in_vain < MOST_IN_VAIN and _STARTS_CODE.match(lines[start]):
+            end = _end_of(lines, start, first)
+            in_vain += end is None
+        chunks.append("\n".join(lines[start : end or first]).rstrip())
+        start = end or first
     return [chunk for chunk in chunks if chunk]
+
+
+def _end_of(lines: list[str], start: int, end: int) -> int | None:
+    """Where the statement is over that begins at `start` and goes on until `end` at least; None where it never is."""
+    place, at, decorated = _Place(), start, False
+    while True:
+        for line in lines[at:end]:
+            if line.strip():
+                decorated = line.startswith("@") or (decorated and line.startswith("#"))
+            place.move(line)
+        if not place.is_open and not decorated:
+            return end
+        if end >= len(lines) or end - start > MOST_LINES:
+            return None
+        at, end = end, _next_start(lines, end + 1)
 
 
 def _next_start(lines: list[str], at: int) -> int:
@@ -193,44 +210,43 @@ def _next_start(lines: list[str], at: int) -> int:
     return at
 
 
-def _goes_on(lines: list[str], start: int, end: int) -> bool:
-    """Whether the statement that begins at `start` is not over before line `end`."""
-    if not _STARTS_CODE.match(lines[start]):
-        return False
-    chunk = [line for line in lines[start:end] if line.strip()]
-    only_decorators = chunk[-1].startswith("@") and all(line[0] in "@#" for line in chunk)
-    return only_decorators or _is_open("\n".join(lines[start:end]))
+class _Place:
+    """A place in code between two lines: inside brackets, inside a string of several lines, after a backslash."""
+
+    def __init__(self) -> None:
+        self.depth, self.quotes, self.backslash = 0, "", False
+
+    @property
+    def is_open(self) -> bool:
+        return self.depth > 0 or self.quotes != "" or self.backslash
+
+    def move(self, line: str) -> None:
+        """Go past `line`."""
+        at, self.backslash = 0, line.endswith("\\")
+        while True:
+            if self.quotes:
+                at = line.find(self.quotes, at) + 3
+                if at < 3:
+                    return
+                self.quotes = ""
+            token = _TOKEN.search(line, at)
+            if token is None:
+                return
+            at = token.end()
+            if token[0] in ("'''", '"""'):
+                self.quotes = token[0]
+            elif token[0] in "([{":
+                self.depth += 1
+            elif token[0] in ")]}":
+                self.depth = max(0, self.depth - 1)
 
 
-def string_after(line: str, quotes: str) -> str:
-    """The triple quotes of the string that `line` ends in, '' where it ends in none; `quotes`: those it begins in."""
-    at = 0
-    while True:
-        if quotes:
-            at = line.find(quotes, at) + 3
-            if at < 3:
-                return quotes
-            quotes = ""
-        token = _TOKEN.search(line, at)
-        if token is None:
-            return ""
-        at = token.end()
-        quotes = token[0] if token[0] in ("'''", '"""') else ""
+class StringsOver:
+    """Whether the lines of code so far end inside a string over several lines."""
 
+    def __init__(self) -> None:
+        self._place = _Place()
 
-def _is_open(code: str) -> bool:
-    """Whether `code` ends inside brackets or a string of several lines, or with a backslash."""
-    depth, at = 0, 0
-    while (token := _TOKEN.search(code, at)) is not None:
-        at = token.end()
-        if token[0] in ("'''", '"""'):
-            at = code.find(token[0], at) + 3
-            if at < 3:
-                return True
-        elif token[0] in "([{":
-            depth += 1
-        elif token[0] in ")]}":
-            depth = max(0, depth - 1)
-        elif token[0].startswith("\\"):
-            return True
-    return depth > 0
+    def after(self, line: str) -> bool:
+        self._place.move(line)
+        return self._place.quotes != ""

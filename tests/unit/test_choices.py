@@ -101,7 +101,9 @@ def test_what_is_known_to_be_taken_for_another_answer(what: str, text: str, mean
 @settings(deadline=None)
 @given(
     st.sampled_from([text for text, option in SAID if option is not None and "Q" not in text]),
-    st.sampled_from(["Question: Which?\nThe answer is C.", "Q: x\nAnswer: D\n\nQ: y\nAnswer: A", "### Instruction:\nAnswer: A"]),
+    st.sampled_from(
+        ["Question: Which?\nThe answer is C.", "Q: x\nAnswer: D\n\nQ: y\nAnswer: A", "### Instruction:\nAnswer: A"]
+    ),
 )
 def test_another_question_never_changes_an_answer(text: str, rest: str) -> None:
     assert chosen("A-D", f"{text}\n\n{rest}") == chosen("A-D", text)

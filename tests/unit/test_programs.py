@@ -21,7 +21,9 @@ from jobs.programs import asked_names, program_of
 ROOT = Path(__file__).parents[2]
 CASES = Path(os.environ.get("SWEEPER_CASES", ROOT.parent / "shared" / "cases")) / "code_answers.json"
 ASSERTS = {"test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]}
-PROMPT = 'from typing import List\nimport math\n\n\ndef add(a, b):\n    """The sum.\n\n    >>> add(1, 2)\n    3\n    """\n'
+PROMPT = (
+    'from typing import List\nimport math\n\n\ndef add(a, b):\n    """The sum.\n\n    >>> add(1, 2)\n    3\n    """\n'
+)
 CHECK = {
     "prompt": PROMPT,
     "entry_point": "add",
@@ -144,3 +146,146 @@ def test_a_right_program_is_right_in_every_shape_and_a_wrong_one_wrong(
             continue  # a console has no blank lines inside a definition
         for code, right in ((good, True), (bad, False)):
             assert passes(written(SHAPES[shape], code).replace("\n", ends), entry) is right, (name, right)
+
+
+# answers to a problem whose prompt begins the function (HumanEval); None: no code at all
+ANSWERS: list[tuple[str, int | None]] = [
+("    return a + b\n",1),("    return a - b\n",0),("    return a + b\n\n\ndef other(x):\n    return x\n",1),
+("    return a + b\n\nprint(add(1, 2))\nassert add(1,2)==4\n",1),("    return a + b\n\nif __name__ == '__main__':\n    import doctest\n    doctest.testmod()\n",1),
+("    return a + b\n\n# Test\nprint(add(1,",1),("    return a + b\n\n\ndef add(a, b):\n    return a - b\n",1),
+("    return helper(a, b)\n\n\ndef helper(a, b):\n    return a + b\n",1),
+("   return a + b\n",1),(" c = a + b\n    return c\n",1),("return a + b\n",1),("return a + b",1),("c = a + b\nreturn c\n",1),("if a:\n    return a + b\nreturn b\n",1),
+("```python\n    return a + b\n```",1),("```python\nreturn a + b\n```",1),("Here is the body:\n```python\n    return a + b\n```\nIt adds.",1),
+("    return a + b\n```\n\nThis adds the numbers.",1),("    return a + b\n<|endoftext|>\ndef x",1),
+("    return a + b\n\nThis function adds the numbers.\nIt's simple.",1),("    c = a + b\n    return c\n    print(",1),
+("    c = a + b\n    for i in ra",0),("    return a + b\n\n\nclass A:\n    def f(se",1),
+("    import math\n    return math.floor(a + b)\n",1),("    def inner(x):\n        return x + b\n    return inner(a)\n",1),
+('    """Another docstring."""\n    return a + b\n',1),("    # add them\n    return a + b",1),("\n    return a + b",1),("\n\n    return a + b",1),
+("```python\ndef add(a: List[int], b):\n    return a + b\n```",1),("```python\ndef add(a, b):\n    return math.floor(a + b)\n```",1),
+("I cannot do that.",None),("",None),("    ",None),("pass",None),("    pass\n",0),
+("def add(a, b): return a + b",1),("Here is the code: def add(a, b): return a + b",1),("Use `def add(a, b): return a + b` for that.",1),("`add = lambda a, b: a + b`",1),
+("```python def add(a, b): return a + b```",1),("```def add(a, b): return a + b```",1),
+("    return a + b\n\n>>> add(1, 2)\n3\n",1),
+("class Solution:\n    def add(self, a, b):\n        return a + b\n",0),
+("def plus(a, b):\n    return a + b\n",0),
+("from __future__ import annotations\ndef add(a: X, b) -> Y:\n    return a + b\n",1),
+("```python\nimport math\n```\n```python\nfrom __future__ import annotations\ndef add(a: X, b) -> Y:\n    return math.floor(a + b)\n```",1),
+("```python\ndef add(a, b):\n    return a + b\n    retrun x\n```",0),
+("def add(a, b):\n    return a + b\n    retrun x\n",0),
+("```python\ndef add(a, b):\n    return a + b\n\ndef add(a, b):\n    retrun x\n```",0),
+("```python\ndef add(a, b):\n    retrun x\n```",0),
+("```python\ndef add(a, b):\n    return sub(a, b)\ndef sub(a, b):\n    return a + b\n```\n```python\ndef sub(a, b):\n    return a - b\n```",1),
+("```python\nassert True\n```",0),
+("async def add(a, b):\n    return a + b\n",0),
+("```python\ndef add(a, b):\n\treturn a + b\n```",1),("def add(a, b):\n\tif a:\n\t    return a + b\n\treturn b\n",1),
+("```python\ndef add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n```",1),
+("```python\ndef add(a, b):\n    '''\nExample:\n```\nadd(1, 2)\n```\n'''\n    return a + b\n```",1),
+("1. Step one\n2. Step two:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n\n3. Use it:\n\n   ```python\n   add(1, 2, 3)\n   ```",1),
+("Solution:\n\n\tdef add(a, b):\n\t\treturn a + b\n",1),
+("<details>\n<summary>Code</summary>\n\n```python\ndef add(a, b):\n    return a + b\n```\n</details>",1),
+("```python\n# a.py\ndef h(a, b):\n    return a + b\n```\n\n```python\n# b.py\nfrom a import h\n\ndef add(a, b):\n    return h(a, b)\n```",1),
+("```python\ntry:\n    import numpy as np\nexcept ImportError:\n    np = None\n\ndef add(a, b):\n    return a + b\n```",1),
+("```python\nif True:\n    def add(a, b):\n        return a + b\n```",1),
+("```python\ndef _add(a, b):\n    return a + b\n\nadd = _add\n```",1),
+("```python\ndef add(a, b):\n    return a + b\n\nadd = print(add)\n```",0),
+("```python\nfrom operator import add\n```",1),("from operator import add",1),("```python\nimport operator\nadd = operator.add\n```",1),
+("```python\ndef add(a, b):\n    return a + b\nadd.__doc__ = 'x'\n```",1),
+("```python\nMOD = 10 ** 9 + 7\n```\n```python\ndef add(a, b):\n    return (a + b) % MOD\n```",1),
+("```python\ndef add(a, b):\n    return (a + b) % MOD\n```\nwith\n```python\nMOD = 10 ** 9 + 7\n```",1),
+("```python\nclass Base:\n    pass\n```\n```python\nclass S(Base):\n    def go(self, a, b): return a + b\ndef add(a, b):\n    return S().go(a, b)\n```",1),
+("```python\ndef add(a, b):\n    return S().go(a, b)\nclass S(Base):\n    def go(self, a, b): return a + b\n```\n```python\nclass Base: pass\n```",1),
+("```python\nresult = a + b\nreturn result\n```",1),
+
+]
+
+
+@pytest.mark.parametrize(("text", "right"), ANSWERS)
+def test_answers_to_a_prompt_that_begins_the_function(text: str, right: int | None) -> None:
+    assert (None if program_of(text, CHECK) is None else int(passes(text, CHECK))) == right
+
+
+# right programs that are known to score 0: docs/scores.md lists these, and each is tried here so that the list stays true
+MISSED = {
+    "the function as a method of a class": "```python\nclass Solution:\n    def add(self, a, b):\n        return a + b\n```",
+    "another name than the one that is asked for": block(GOOD.replace("add", "plus")),
+    "code inside JSON": json.dumps({"code": GOOD}),
+    "lines of a diff": "```diff\n" + "".join(f"+{line}\n" for line in GOOD.splitlines()) + "```",
+    "line numbers before the code": "".join(f"{n} {line}\n" for n, line in enumerate(GOOD.splitlines(), 1)),
+    "typographic quotes in the code": block("def add(a, b):\n    return eval(“a + b”)\n"),
+    "a wrong example after the answer": block(GOOD) + "Never write this:\n" + block(BAD),
+    "an import of a package that is not there": block("import no_such_package\n" + GOOD),
+    "HTML instead of fences": "<pre>def add(a, b):<br>    return a + b</pre>",
+    "reasoning that never ends": "<think>\n" + block(GOOD),
+}
+
+
+@pytest.mark.parametrize("what", MISSED)
+def test_what_is_known_to_be_missed(what: str) -> None:
+    assert not passes(MISSED[what], ASSERTS)
+
+
+def test_the_documentation_lists_what_is_missed() -> None:
+    page = " ".join((ROOT / "docs" / "scores.md").read_text().split())
+    assert [what for what in MISSED if what not in page] == []
+
+
+def test_the_names_that_are_asked_for_are_those_that_tests_take_from_elsewhere() -> None:
+    tests = {"test_list": ["assert set(near((3, 4), Node(2))) == {4}", "assert math.isclose(far(1), 0.5)"]}
+    setup = {"test_setup_code": "class Node:\n    def __init__(self, x): self.x = x", "test_imports": ["import math"]}
+    assert asked_names(tests | setup) == {"near", "far"}
+    assert asked_names(CHECK) == {"add"}
+    plus = "import numpy as np\n\ndef same(a, b):\n    return np.all(a == b)\n\nfor x in [1, 2]:\n    assert same(add(x, x), 2 * x)\n"
+    assert asked_names({"test": plus}) == {"add"}
+
+
+def test_several_functions_may_stand_in_several_blocks() -> None:
+    entry = {"test_list": ["assert down(up(3)) == 3", "assert up(1) == 2"]}
+    up, down = "def up(x):\n    return x + ONE\n", "def down(x):\n    return x - ONE\n"
+    assert passes(block("ONE = 1\n") + block(up) + block(down), entry)
+    assert passes(block(up.replace("+", "-") + down) + "Better:\n" + block("ONE = 1\n" + up), entry)
+    assert not passes(block("ONE = 1\n" + up), entry)
+
+
+def test_tests_that_name_nothing_get_all_code() -> None:
+    assert passes(block("x = 1\n") + block("y = 2\n"), {"test_list": ["assert True"]})
+    assert program_of("I do not know.", {"test_list": ["assert True"]}) is None
+
+
+def test_the_shared_cases() -> None:
+    if not CASES.exists():
+        pytest.skip(f"{CASES} is not here")
+    for case in json.loads(CASES.read_text()):
+        assert passes(case["answer"], {"test_list": case["tests"]}) == case["right"], case["shape"]
+
+
+LINES = [
+    "x=(", "@a", "a", "a b", "```", "```python", "~~~", "> ", "- ", "1. ", "(", "'''", "def add(a,", "def add(a, b):", "", "    x",
+    "if x:", "else:", "<think>", "</think>", "#", "`", "```x", "x = 1", "import a", "f(a)", "memo[0] = add", ">>> def a", "... a",
+    "class A:\n  x=1", "Q:", "[DONE]", "\\", "x=\\", "{", "f'{", "return a", "add = 1", "```a```", "if x:\n  add()",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_time_is_linear_in_the_text(line: str) -> None:
+    """A sixth of the most that is looked at; a search that is quadratic in it takes longer."""
+    for before in ("", "```python\n", "def add(a, b):\n    return a\n", "    "):
+        text = before + f"{line}\n" * (8_000 // (len(line) + 1))
+        since = time.process_time()
+        program_of(without_thinking(text), CHECK)
+        assert time.process_time() - since < 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*LINES, GOOD, "    return a + b", "print(add(1, 2))", "\x00", "\ud800"]) | st.text(max_size=20)))
+def test_no_text_breaks_it(lines: list[str]) -> None:
+    for entry in (ASSERTS, CHECK):
+        program_of("\n".join(lines), entry)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(SHAPES)), st.booleans())
+def test_of_two_shapes_in_a_row_the_last_definition_counts(first: str, last: str, right: bool) -> None:
+    """Where both are closed fences: the draft stands in one shape, the answer in another."""
+    draft, answer = written(SHAPES[first], BAD if right else GOOD), written(SHAPES[last], GOOD if right else BAD)
+    if all(shape.startswith("```python\nCODE```") for shape in (SHAPES[first], SHAPES[last])):
+        assert passes(f"{draft}\n\n{answer}", ASSERTS) is right

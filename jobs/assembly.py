@@ -1,0 +1,254 @@
+"""A program put together from the pieces of code in an answer: what is asked for, what that needs, nothing that uses it.
+
+Statements are told apart by the names that they bind and read (jobs/statements.py). Left out are examples of use, the
+answer's own tests, its output, what reads input, and drafts: code that is not needed by the last definition.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from jobs.statements import Statement
+
+_BUILTINS = frozenset(dir(builtins))
+_TEST_RUNNERS = frozenset({"doctest", "pytest", "unittest"})
+_ASKS_A_USER = frozenset({"input", "raw_input"})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """code: the whole of it, if it parses; else None, and its statements stood among prose"""
+
+    statements: tuple[Statement, ...]
+    code: str | None
+
+
+def all_of(pieces: Sequence[Piece]) -> str | None:
+    """All code of an answer to tests that name nothing."""
+    kept = [statement for piece in pieces for statement in piece.statements if not _has_no_effect(statement)]
+    return _joined(kept) if kept else None
+
+
+def assembled(pieces: Sequence[Piece], asked: frozenset[str], context: Piece | None, stubs: bool = True) -> str | None:
+    """The last definitions of what is asked and all that they need; None where nothing of it is defined.
+
+    context: the prompt's own code, from which imports and helpers are taken that no piece has
+    stubs: whether a definition without a body (pass, ...) counts where there is no other
+    """
+    homes = {home for name in asked if (home := _home_of(name, pieces, stubs)) is not None}
+    if not homes:
+        return None
+    elsewhere = {
+        name
+        for n, piece in enumerate(pieces)
+        if n not in homes
+        for s in piece.statements
+        for name in s.binds
+        if is_definition(s)
+    }
+    main = [kept for home in sorted(homes) for kept in _Home(pieces[home], asked, elsewhere).kept]
+    if len(homes) == 1 and (code := pieces[min(homes)].code) is not None:
+        whole = len(main) == len(pieces[min(homes)].statements)
+    else:
+        whole, code = False, ""
+    others = [piece for number, piece in enumerate(pieces) if number not in homes]
+    helpers = _helpers(main, [context, *others] if context else others, asked)
+    return code if whole and not helpers else _joined([*helpers, *main])
+
+
+def _home_of(name: str, pieces: Sequence[Piece], stubs: bool) -> int | None:
+    """The number of the last piece that defines `name`; a stub or an import only where there is nothing else."""
+    found = [
+        ((s.defines(name), not _is_stub(s, name) and (stubs or s.node is not None)), number)
+        for number, piece in enumerate(pieces)
+        for s in piece.statements
+        if name in s.binds
+    ]
+    (_, has_body), number = max(found, default=((False, False), None))
+    return number if has_body or stubs else None
+
+
+def _is_stub(statement: Statement, name: str) -> bool:
+    node = statement.node
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name != name:
+        return False
+    return all(_does_nothing(line) for line in node.body)
+
+
+def _does_nothing(line: ast.stmt) -> bool:
+    if isinstance(line, ast.Raise):
+        return "NotImplemented" in ast.dump(line)
+    return isinstance(line, ast.Pass) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+
+
+class _Home:
+    """The statements of a piece that defines what is asked, without those that only use it."""
+
+    def __init__(self, piece: Piece, asked: frozenset[str], elsewhere: set[str]) -> None:
+        """elsewhere: what other pieces define"""
+        self.piece, self.asked, self.elsewhere = piece, asked, elsewhere
+        self.binders = _by_name(piece.statements, lambda statement: statement.binds)
+        self.needed = self._needed()
+        self.users = self._users()
+        self.spoilt: set[str] = set()  # names that only statements bind that were left out
+
+    @property
+    def kept(self) -> list[Statement]:
+        kept: list[Statement] = []
+        for statement in self.piece.statements:
+            if not self._is_left_out(statement):
+                kept.append(statement)
+                self.spoilt -= statement.binds
+            else:
+                self.spoilt |= statement.binds
+        return kept
+
+    def _needed(self) -> set[str]:
+        """The names that the definitions need, with the definitions' own, and what fills in these names' values."""
+        found, open_ = set(self.asked), list(self.asked)
+        changers = _by_name(self.piece.statements, lambda s: s.reads - self.asked if _changes(s, self.asked) else ())
+        while open_:
+            name = open_.pop()
+            for statement in (*self.binders.get(name, ()), *changers.get(name, ())):
+                new = statement.reads - found
+                found |= new
+                open_ += new
+        return found
+
+    def _users(self) -> set[str]:
+        """What is asked, and functions of the answer that call it and that it does not need: main, test_it."""
+        readers = _by_name(self.piece.statements, lambda s: s.reads if is_definition(s) else frozenset())
+        found, open_ = set(self.asked), list(self.asked)
+        while open_:
+            for statement in readers.get(open_.pop(), ()):
+                new = statement.binds - found - self.needed
+                found |= new
+                open_ += new
+        return found
+
+    def _is_left_out(self, statement: Statement) -> bool:
+        if any(statement.defines(name) for name in self.asked):
+            return False
+        if isinstance(statement.node, ast.Import | ast.ImportFrom):
+            return self._is_defined(statement.binds) or (self.piece.code is None and not self._is_of_use(statement))
+        if statement.node is None or is_definition(statement):
+            return self.piece.code is None and not self._is_of_use(statement)
+        if _has_no_effect(statement) or _asks_a_user(statement) or statement.reads & self.spoilt:
+            return True
+        if statement.binds & self.needed:
+            return False
+        if statement.reads & self.users:
+            return True
+        touches = statement.reads & (self.needed - self.asked - _BUILTINS)
+        if self.piece.code is None:
+            imports = all(
+                isinstance(b.node, ast.Import) for name in statement.reads for b in self.binders.get(name, ())
+            )
+            return not touches and not (isinstance(statement.node, ast.Expr) and imports and self._is_bound(statement))
+        return "print" in statement.reads and not touches
+
+    def _is_defined(self, imported: frozenset[str]) -> bool:
+        """Whether the answer itself defines what a statement imports, as from a file of that name."""
+        own = {name for name in imported & self.asked for s in self.binders[name] if s.defines(name)}
+        return bool(own) or imported <= self.elsewhere
+
+    def _is_of_use(self, statement: Statement) -> bool:
+        """Among prose only what is needed counts: 'Note: b' is no code."""
+        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__":
+            return True
+        used = self.needed | {name for s in self.piece.statements if isinstance(s.node, ast.Expr) for name in s.reads}
+        return bool(statement.binds & used)
+
+    def _is_bound(self, statement: Statement) -> bool:
+        return bool(statement.reads) and all(name in self.binders or name in _BUILTINS for name in statement.reads)
+
+
+def _helpers(main: Iterable[Statement], pieces: Sequence[Piece], asked: frozenset[str]) -> list[Statement]:
+    """The statements of other pieces that `main` needs, each name from the last piece that binds it.
+
+    With a name come the statements that change what it stands for: 'memo = {}' brings 'memo[0] = 1'.
+    """
+    main = list(main)
+    usable = [[s for s in piece.statements if _may_help(s, asked)] for piece in pieces]
+    binders = [_by_name(statements, lambda s: s.binds) for statements in usable]
+    bound = {name for statement in main for name in statement.binds} | asked
+    open_ = sorted({name for statement in main for name in statement.reads} - bound)
+    taken: dict[tuple[int, int], Statement] = {}
+    while open_:
+        name = open_.pop()
+        home = next((n for n in reversed(range(len(pieces))) if name in binders[n]), None)
+        if name in bound or home is None:
+            continue
+        if name in _BUILTINS and not all(is_definition(s) for s in binders[home][name]):
+            continue  # 'list = [1, 2]' in an example of use
+        bound.add(name)
+        for number, statement in enumerate(usable[home]):
+            if name in statement.binds or (not statement.binds and name in statement.reads):
+                if (home, number) not in taken:
+                    taken[home, number] = statement
+                    open_ += sorted(statement.reads - bound)
+    return [taken[place] for place in sorted(taken)]
+
+
+def _may_help(statement: Statement, asked: frozenset[str]) -> bool:
+    if statement.binds & asked or _has_no_effect(statement) or _asks_a_user(statement):
+        return False
+    is_import = isinstance(statement.node, ast.Import | ast.ImportFrom)
+    return is_import or is_definition(statement) or not statement.reads & (asked | {"print"})
+
+
+def _by_name(
+    statements: Iterable[Statement], names: Callable[[Statement], Collection[str]]
+) -> dict[str, list[Statement]]:
+    found: dict[str, list[Statement]] = defaultdict(list)
+    for statement in statements:
+        for name in names(statement):
+            found[name].append(statement)
+    return dict(found)
+
+
+def _changes(statement: Statement, asked: frozenset[str]) -> bool:
+    """Whether it may change the value of a name that it reads: 'memo[0] = 1', 'table.sort()'."""
+    if statement.binds or statement.node is None or statement.reads & (asked | {"print"}):
+        return False
+    return not (is_definition(statement) or _has_no_effect(statement) or _asks_a_user(statement))
+
+
+def is_definition(statement: Statement) -> bool:
+    return isinstance(statement.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def _has_no_effect(statement: Statement) -> bool:
+    """What shows or checks something and changes nothing: output, notes, asserts, what runs as a script only."""
+    node = statement.node
+    if isinstance(node, ast.Assert) or (isinstance(node, ast.AnnAssign) and node.value is None):
+        return True
+    if isinstance(node, ast.If) and "__name__" in statement.reads:
+        return True
+    acts = ast.Call | ast.Await | ast.NamedExpr | ast.Yield | ast.YieldFrom
+    return isinstance(node, ast.Expr) and not any(isinstance(below, acts) for below in ast.walk(node))
+
+
+def _asks_a_user(statement: Statement) -> bool:
+    """Whether it waits for input, or runs tests of its own, when it is executed (not when it is called later)."""
+    node = statement.node
+    if node is None or isinstance(node, ast.Import | ast.ImportFrom) or is_definition(statement):
+        return False
+    if statement.reads & _ASKS_A_USER:
+        return True
+    attributes = {below.attr for below in ast.walk(node) if isinstance(below, ast.Attribute)}
+    return "stdin" in attributes or (isinstance(node, ast.Expr) and bool(statement.reads & _TEST_RUNNERS))
+
+
+def _joined(statements: Iterable[Statement]) -> str:
+    """A program of these statements; imports from __future__ have to come first."""
+    first: list[str] = []
+    rest: list[str] = []
+    for statement in statements:
+        is_future = isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__"
+        (first if is_future else rest).append(statement.text)
+    return "\n\n".join([*first, *rest]) + "\n"
