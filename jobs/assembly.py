@@ -1,4 +1,4 @@
-"""A program put together from the pieces of code in an answer: what is asked for, what that needs, nothing that uses it.
+"""A program put together from the pieces of code in an answer: what is asked for and what that needs.
 
 Statements are told apart by the names that they bind and read (jobs/statements.py). Left out are examples of use, the
 answer's own tests, its output, what reads input, and drafts: code that is not needed by the last definition.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class _Home:
         self.binders = _by_name(piece.statements, lambda statement: statement.binds)
         self.needed = self._needed()
         self.users = self._users()
+        self.called = {name for s in piece.statements if isinstance(s.node, ast.Expr) for name in s.reads} - self.users
         self.spoilt: set[str] = set()  # names that only statements bind that were left out
 
     @property
@@ -133,38 +135,43 @@ class _Home:
     def _is_left_out(self, statement: Statement) -> bool:
         if any(statement.defines(name) for name in self.asked):
             return False
-        if isinstance(statement.node, ast.Import | ast.ImportFrom):
-            return self._is_defined(statement.binds) or (self.piece.code is None and not self._is_of_use(statement))
-        if statement.node is None or is_definition(statement):
-            return self.piece.code is None and not self._is_of_use(statement)
+        among_prose = self.piece.code is None
+        if _is_import(statement) and self._is_defined(statement.binds):
+            return True
+        if statement.node is None or _is_import(statement) or is_definition(statement):
+            return among_prose and not self._is_of_use(statement)
         if _has_no_effect(statement) or _asks_a_user(statement) or statement.reads & self.spoilt:
             return True
+        return self._is_usage(statement) or (among_prose and not self._sets_up(statement))
+
+    def _is_usage(self, statement: Statement) -> bool:
+        """Whether it calls what is asked, or prints, and does nothing that the definitions need."""
         if statement.binds & self.needed:
             return False
-        if statement.reads & self.users:
-            return True
         touches = statement.reads & (self.needed - self.asked - _BUILTINS)
-        if self.piece.code is None:
-            imports = all(
-                isinstance(b.node, ast.Import) for name in statement.reads for b in self.binders.get(name, ())
-            )
-            return not touches and not (isinstance(statement.node, ast.Expr) and imports and self._is_bound(statement))
-        return "print" in statement.reads and not touches
+        return bool(statement.reads & self.users) or ("print" in statement.reads and not touches)
+
+    def _sets_up(self, statement: Statement) -> bool:
+        """Whether the definitions need it, or it is a call into an imported module: sys.setrecursionlimit(10000)."""
+        if statement.binds & self.needed or statement.reads & (self.needed - self.asked - _BUILTINS):
+            return True
+        names = [name for name in statement.reads if name not in _BUILTINS]
+        binders = [self.binders.get(name, []) for name in names]
+        calls = isinstance(statement.node, ast.Expr) and bool(names)
+        return calls and all(found and all(map(_is_import, found)) for found in binders)
 
     def _is_defined(self, imported: frozenset[str]) -> bool:
         """Whether the answer itself defines what a statement imports, as from a file of that name."""
         own = {name for name in imported & self.asked for s in self.binders[name] if s.defines(name)}
-        return bool(own) or imported <= self.elsewhere
+        return bool(own) or (bool(imported) and imported <= self.elsewhere)
 
     def _is_of_use(self, statement: Statement) -> bool:
         """Among prose only what is needed counts: 'Note: b' is no code."""
-        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__":
+        if isinstance(statement.node, ast.ImportFrom) and (
+            statement.node.module == "__future__" or not statement.binds
+        ):
             return True
-        used = self.needed | {name for s in self.piece.statements if isinstance(s.node, ast.Expr) for name in s.reads}
-        return bool(statement.binds & used)
-
-    def _is_bound(self, statement: Statement) -> bool:
-        return bool(statement.reads) and all(name in self.binders or name in _BUILTINS for name in statement.reads)
+        return bool(statement.binds & (self.needed | self.called))
 
 
 def _helpers(main: Iterable[Statement], pieces: Sequence[Piece], asked: frozenset[str]) -> list[Statement]:
@@ -175,30 +182,35 @@ def _helpers(main: Iterable[Statement], pieces: Sequence[Piece], asked: frozense
     main = list(main)
     usable = [[s for s in piece.statements if _may_help(s, asked)] for piece in pieces]
     binders = [_by_name(statements, lambda s: s.binds) for statements in usable]
-    bound = {name for statement in main for name in statement.binds} | asked
-    open_ = sorted({name for statement in main for name in statement.reads} - bound)
-    taken: dict[tuple[int, int], Statement] = {}
+    changers = [_by_name(statements, lambda s: () if s.binds else s.reads) for statements in usable]
+    done = {name for statement in main for name in statement.binds} | asked
+    open_ = sorted({name for statement in main for name in statement.reads} - done)
+    taken: set[int] = set()
     while open_:
         name = open_.pop()
         home = next((n for n in reversed(range(len(pieces))) if name in binders[n]), None)
-        if name in bound or home is None:
+        if name in done or home is None:
             continue
-        if name in _BUILTINS and not all(is_definition(s) for s in binders[home][name]):
+        done.add(name)
+        if name in _BUILTINS and not all(map(is_definition, binders[home][name])):
             continue  # 'list = [1, 2]' in an example of use
-        bound.add(name)
-        for number, statement in enumerate(usable[home]):
-            if name in statement.binds or (not statement.binds and name in statement.reads):
-                if (home, number) not in taken:
-                    taken[home, number] = statement
-                    open_ += sorted(statement.reads - bound)
-    return [taken[place] for place in sorted(taken)]
+        for statement in (*binders[home][name], *changers[home].get(name, ())):
+            if id(statement) not in taken:
+                taken.add(id(statement))
+                open_ += sorted(statement.reads - done)
+    return [s for statements in usable for s in statements if id(s) in taken or _brings_all(s)]
+
+
+def _brings_all(statement: Statement) -> bool:
+    """'from math import *', of Python's own modules: nobody can say which names are needed."""
+    node = statement.node
+    return isinstance(node, ast.ImportFrom) and not statement.binds and node.module in sys.stdlib_module_names
 
 
 def _may_help(statement: Statement, asked: frozenset[str]) -> bool:
     if statement.binds & asked or _has_no_effect(statement) or _asks_a_user(statement):
         return False
-    is_import = isinstance(statement.node, ast.Import | ast.ImportFrom)
-    return is_import or is_definition(statement) or not statement.reads & (asked | {"print"})
+    return _is_import(statement) or is_definition(statement) or not statement.reads & (asked | {"print"})
 
 
 def _by_name(
@@ -222,6 +234,10 @@ def is_definition(statement: Statement) -> bool:
     return isinstance(statement.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
+def _is_import(statement: Statement) -> bool:
+    return isinstance(statement.node, ast.Import | ast.ImportFrom)
+
+
 def _has_no_effect(statement: Statement) -> bool:
     """What shows or checks something and changes nothing: output, notes, asserts, what runs as a script only."""
     node = statement.node
@@ -236,7 +252,7 @@ def _has_no_effect(statement: Statement) -> bool:
 def _asks_a_user(statement: Statement) -> bool:
     """Whether it waits for input, or runs tests of its own, when it is executed (not when it is called later)."""
     node = statement.node
-    if node is None or isinstance(node, ast.Import | ast.ImportFrom) or is_definition(statement):
+    if node is None or _is_import(statement) or is_definition(statement):
         return False
     if statement.reads & _ASKS_A_USER:
         return True

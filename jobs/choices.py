@@ -37,16 +37,17 @@ _HEAD = (
 _CONCLUSION = (
     r"(?:\b(?:therefore|thus|hence|so|consequently|in conclusion|conclusion|to conclude|finally)"
     r"[,:]?(?: (?:it|this|that)(?:['’]s| is| must be)| we (?:get|have))?"
-    r"|\b(?:wait|actually|correction|sorry|apologies|i mean(?:t)?|make that|scratch that|on second thought|rather|oops{no})"
-    r"[,:.!… –—-]{{0,4}}(?:(?:{no_}wait|actually|sorry|make that|rather|i mean(?:t)?|(?:it|that)(?:['’]s| is| should be| must be))"
-    r"[,:.! ]{{1,3}}){{0,3}}"
+    r"|\b(?:wait|actually|correction|sorry|apologies|i meant?|make that|scratch that|on second thought|rather|oops{no})"
+    r"[,:.!… –—-]{{0,4}}(?:(?:{no_}wait|actually|sorry|make that|rather|i meant?"
+    r"|(?:it|that)(?:['’]s| is| should be| must be))[,:.! ]{{1,3}}){{0,3}}"
     r"|\bnot (?:option |choice )?{one}\)?,? (?:but|(?:it|that)(?:['’]s| is))(?: rather)?"
     r"|\b(?:isn['’]t|is not) (?:option |choice )?{one}\)?[,;.]? (?:but|(?:it|that)(?:['’]s| is)))"
     r" ?(?:the )?(?:option |choice |letter |answer )?"
 )
-# weaker words for it, which count where there is no statement, all name one option and nothing in the sentence doubts it
+# weaker words, which count where there is no statement, all name one option and nothing in the sentence doubts it
 _REFERENCE = (
-    r"\b(?:(?:it|this|that)(?:['’]s| is| must be)(?: (?:option|choice|answer))?|leaves?(?: us with)?(?: only)?(?: option| choice)?"
+    r"\b(?:(?:it|this|that)(?:['’]s| is| must be)(?: (?:option|choice|answer))?"
+    r"|leaves?(?: us with)?(?: only)?(?: option| choice)?"
     r"|(?:corresponds? to|matches|points? to|leads? (?:us )?to|is|be) (?:option|choice|answer)) "
 )
 _DOUBT = re.compile(
@@ -178,7 +179,7 @@ def _undone(text: str, found: re.Match[str], denied: re.Pattern[str] | None) -> 
 
 @lru_cache(maxsize=64)
 def _patterns(options: str, cues: tuple[str, ...], denials: tuple[str, ...], lower: bool) -> _Patterns:
-    """lower: letters as small ones, which count with a bracket behind them, or, but for a and i, where a sentence ends"""
+    """lower: small letters; they count before a bracket and, but for a and i, where a sentence ends"""
     words = options_of(options)
     letters = all(len(word) == 1 for word in words)
     one = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))

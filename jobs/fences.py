@@ -23,11 +23,14 @@ _CODE_BEHIND_FENCE = re.compile(
 )
 _PYTHON_TAG = re.compile(r"[ \t]*(?:python\d?|py\d?)[ \t]+", re.IGNORECASE)
 
+# what a fence may be labelled with that is not Python; any other label is taken for a mistake
 OTHER_LANGUAGES = frozenset(
-    "bash bat c c# c++ cfg clojure cmd console cpp cs csharp css csv dart diff dockerfile elixir erlang f# fortran go golang "
-    "graphql haskell html http ini java javascript js json jsx julia kotlin latex lua makefile markdown math matlab md "
-    "mermaid mysql objective-c output perl php postgresql powershell ps1 r rb ruby rs rust scala sh shell shell-session sql "
-    "swift tex toml traceback ts tsx typescript vb xml yaml yml zig zsh".split()
+    """
+    bash bat c c# c++ cfg clojure cmd console cpp cs csharp css csv dart diff dockerfile elixir erlang f# fortran go
+    golang graphql haskell html http ini java javascript js json jsx julia kotlin latex lua makefile markdown math
+    matlab md mermaid mysql objective-c output perl php postgresql powershell ps1 r rb ruby rs rust scala sh shell
+    shell-session sql swift tex toml traceback ts tsx typescript vb xml yaml yml zig zsh
+    """.split()  # noqa: SIM905
 )
 
 

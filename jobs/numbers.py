@@ -6,6 +6,7 @@ Units and percent signs are not compared: 18 % is read as 18.
 from __future__ import annotations
 
 import re
+from collections import deque
 from fractions import Fraction
 from itertools import islice
 
@@ -26,7 +27,9 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>(?<![\w)\]])[-+])?"
     r"(?:(?P<whole>\d{1,9}) (?=\d{1,9}/\d))?"
     r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f\u2009]\d{3})+(?!,?\d)|(?P<unclear>\d+(?:,\d+)+)|\d+)?(?P<decimals>\.\d+)?(?<=\d)"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w)|(?: ?/ ?(?P<below>\d+)(?![\d./]))|(?: ?[×x*] ?10\^?\{?(?P<power>[-+]?\d{1,3})\}?))?"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w)"
+    r"|(?: ?/ ?(?P<below>\d+)(?![\d./]))"
+    r"|(?: ?[×x*] ?10\^?\{?(?P<power>[-+]?\d{1,3})\}?))?"
 )
 _STATED = re.compile(r"\b(?:final |correct )?answer\b[^.!?\n]{0,60}?(?:\bis\b|\bbe\b|[:=：])|####", re.IGNORECASE)
 _SEVERAL = re.compile(r"[^\w.,;=]{0,4}(?:or|and|to|–|-)[^\w.,;=]{0,4}\d")  # '3 or 4', '3 to 4'
@@ -37,8 +40,8 @@ _BOX = re.compile(r"\\f?boxed ?\{")
 def number_of(text: str, marker: str | None) -> Fraction | None:
     """The number that `text` gives as its answer; None where there is none, or several at once ('3 or 4').
 
-    With a marker: the first one after its last occurrence. Without: the one in the last box, after the last 'answer is',
-    or else the last number of the text. Before a question that the text goes on with, where there is a number before it.
+    With a marker: the first one after its last occurrence. Without: the one in the last box, after the last 'answer
+    is', or else the last number of the text. What follows a question that the model makes up is not looked at.
     """
     if marker is not None:
         _, found, after = text.rpartition(marker)
@@ -102,10 +105,8 @@ def _stated(text: str) -> Fraction | None:
 
 
 def _last(text: str) -> Fraction | None:
-    found = None
-    for found in _NUMBER.finditer(text):
-        pass
-    return None if found is None else _value(found)
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return _value(found[0]) if found else None
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -98,6 +98,9 @@ def score(spec: ScoreSpec, text: str, wanted: str, entry: Mapping[str, Any] | No
     text = text[-MOST_CHARACTERS:]
     if spec.kind in _SKIPS_REASONING:
         text = without_thinking(text)
+    if spec.kind in ("generator", "code", "evalplus"):
+        assert entry is not None
+        return _generator(spec, text, entry) if spec.kind == "generator" else _code(spec, text, entry)
     match spec.kind:
         case "exact":
             return _exact(spec, text, wanted)
@@ -107,12 +110,7 @@ def score(spec: ScoreSpec, text: str, wanted: str, entry: Mapping[str, Any] | No
             return _math(text, wanted)
         case "choice":
             return _choice(spec, text, wanted)
-        case "generator":
-            return _generator(spec, text, entry)
-        case "similarity":
-            return _similarity(text, wanted)
-        case "code" | "evalplus":
-            return _code(spec, text, entry)
+    return _similarity(text, wanted)
 
 
 def final_answer(text: str, marker: str | None) -> str:
@@ -150,8 +148,8 @@ def _wanted_number(spec: ScoreSpec, wanted: str) -> Fraction | None:
 
 def no_number(wanted: str) -> str:
     return (
-        f"its reference answer '{wanted[:60]}' has no number in it; name the field that has one with reference, or score "
-        "it as exact or math"
+        f"its reference answer '{wanted[:60]}' has no number in it; "
+        "name the field that has one with reference, or score it as exact or math"
     )
 
 
@@ -186,11 +184,10 @@ def unusable_reference(spec: ScoreSpec, wanted: str) -> str | None:
     return None
 
 
-def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
+def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any]) -> Score:
     """reasoning-gym's own scorer, in a process of its own: some evaluate the answer. Right is its full score."""
     from jobs.judge import generator_verdict
 
-    assert entry is not None
     answer = text.strip()
     if not answer:
         return Score(0.0, None)
@@ -208,11 +205,10 @@ def _similarity(text: str, wanted: str) -> Score:
     return Score(JaroWinkler.similarity(answer.lower(), wanted.strip().lower(), prefix_weight=0.1), answer)
 
 
-def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
+def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any]) -> Score:
     from jobs.programs import program_of
     from jobs.sandbox import passes, tests_of
 
-    assert entry is not None
     program = program_of(text, entry)
     if program is None:
         return Score(0.0, None)

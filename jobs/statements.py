@@ -12,6 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 MOST_LINES = 40  # of a bracket or a string over several lines, where the code as a whole does not parse
 MOST_IN_VAIN = 100  # beginnings of statements that never end, after which no more is looked for
@@ -22,7 +23,8 @@ _TOKEN = re.compile(r"'''|\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|#[^\
 _HEADER = re.compile(r"^(?:async[ \t]+)?(?:def[ \t]+(\w+)[ \t]*\(|class[ \t]+(\w+)[ \t]*[(:])", re.MULTILINE)
 _CLAUSE = re.compile(r"(?:else|elif|except|finally)\b")
 _STARTS_CODE = re.compile(
-    r"@|(?:async|class|def|del|for|from|if|import|match|print|return|try|while|with)\b|[\w.]+ ?\(|[\w.,\[\] ]+[-+*/|&%^]?=(?!=)"
+    r"@|(?:async|class|def|del|for|from|if|import|match|print|return|try|while|with)\b"
+    r"|[\w.]+ ?\(|[\w.,\[\] ]+[-+*/|&%^]?=(?!=)"
 )
 
 
@@ -66,7 +68,7 @@ def statements_of(code: str, module: ast.Module) -> list[Statement]:
     """The statements of code that parses, in order."""
     lines = code.split("\n")
     spans = [(_first_line(node), node.end_lineno or node.lineno) for node in module.body]
-    shared = {line for (_, end), (line, _) in zip(spans, spans[1:], strict=False) if line <= end}
+    shared = {line for (_, end), (line, _) in pairwise(spans) if line <= end}
     found = []
     for node, (first, last) in zip(module.body, spans, strict=True):
         text = "\n".join(lines[first - 1 : last])
@@ -128,17 +130,18 @@ def statements_in_prose(text: str, may_end_early: bool, is_bare: bool, depth: in
     chunks, found = _chunks(text), []
     inside_a_line = not text.endswith("\n")
     for number, chunk in enumerate(chunks):
-        if (line := _leading_prose(chunk)) is not None and depth < MOST_DEPTH:
+        is_last = may_end_early and number == len(chunks) - 1
+        line = _leading_prose(chunk)
+        if line is not None and depth < MOST_DEPTH:
             rest = textwrap.dedent(chunk[len(line) :])  # indented code below a line of prose
-            found += statements_in_prose(rest, may_end_early and number == len(chunks) - 1, is_bare, depth + 1)
+            found += statements_in_prose(rest, is_last, is_bare, depth + 1)
             continue
-        module, is_cut = parsed(chunk), False
-        if module is None:
-            is_cut = may_end_early and number == len(chunks) - 1 and (inside_a_line or _is_unfinished(chunk))
-            ends = _cuts(chunk, is_cut, is_bare)
-            chunk, module = next(((cut, tree) for cut in ends if (tree := parsed(cut)) is not None), (chunk, None))
+        is_cut = is_last and (inside_a_line or _is_unfinished(chunk))
+        beginnings = chain([chunk], _cuts(chunk, is_cut, is_bare))
+        parts = ((code, module) for code in beginnings if (module := parsed(code)) is not None)
+        code, module = next(parts, (chunk, None))
         if module is not None:
-            found += statements_of(chunk, module)
+            found += statements_of(code, module)
         elif _HEADER.search(chunk) and not is_cut:
             found.append(broken(chunk))
     return found
@@ -179,7 +182,8 @@ def _chunks(text: str) -> list[str]:
     """`text` cut where a top-level statement, or a line of prose, begins."""
     lines, chunks, start, in_vain = text.split("\n"), [], 0, 0
     while start < len(lines):
-        end = first = _next_start(lines, start + 1)
+        first = _next_start(lines, start + 1)
+        end: int | None = first
         if in_vain < MOST_IN_VAIN and _STARTS_CODE.match(lines[start]):
             end = _end_of(lines, start, first)
             in_vain += end is None

@@ -55,32 +55,46 @@ SHAPES = {
     "alone": "CODE",
     "fence": "Here it is:\n```python\nCODE```\nThat is all.",
     "fence without a language": "```\nCODE```",
-    "py": "```py\nCODE```", "Python3": "```Python3\nCODE```", "blank before the language": "``` python\nCODE```",
-    "attributes": '```python title="add.py" linenums=1\nCODE```', "pandoc": "```{.python}\nCODE```",
-    "four backticks": "````python\nCODE````", "tildes": "~~~python\nCODE~~~", "unclosed": "```python\nCODE",
+    "py": "```py\nCODE```",
+    "Python3": "```Python3\nCODE```",
+    "blank before the language": "``` python\nCODE```",
+    "attributes": '```python title="add.py" linenums=1\nCODE```',
+    "pandoc": "```{.python}\nCODE```",
+    "four backticks": "````python\nCODE````",
+    "tildes": "~~~python\nCODE~~~",
+    "unclosed": "```python\nCODE",
     "a language that is wrong": "```text\nCODE```",
-    "fence behind words": "Here is the code: ```python\nCODE```", "closed behind words": "```python\nCODE``` This adds.",
-    "fence in a list": "1. Code:\n   ```python\nINDENT3   ```\n", "bullet before the fence": "- ```python\nINDENT2  ```",
-    "fence in a quotation": "> Sure:\n> ```python\nQUOTE> ```\n", "tab before the fence": "\t```python\nTAB\t```\n",
-    "prose before": "Sure! Here is the code:\n\nCODE", "prose after": "CODE\nThis function adds two numbers.\n",
+    "fence behind words": "Here is the code: ```python\nCODE```",
+    "closed behind words": "```python\nCODE``` This adds.",
+    "fence in a list": "1. Code:\n   ```python\nINDENT3   ```\n",
+    "bullet before the fence": "- ```python\nINDENT2  ```",
+    "fence in a quotation": "> Sure:\n> ```python\nQUOTE> ```\n",
+    "tab before the fence": "\t```python\nTAB\t```\n",
+    "prose before": "Sure! Here is the code:\n\nCODE",
+    "prose after": "CODE\nThis function adds two numbers.\n",
     "prose around": "Sure, here's the code (in Python):\n\nCODE\nExplanation: it's the sum of both.\n\n- a: first\n",
-    "indented as a whole": "The code:\n\nINDENT4\n", "usage block": "```python\nCODE```\n\nExample usage:\n\n" + USAGE,
+    "indented as a whole": "The code:\n\nINDENT4\n",
+    "usage block": "```python\nCODE```\n\nExample usage:\n\n" + USAGE,
     "usage in the same block": "```python\nCODE\nprint(add(1, 2))\n```",
     "usage that fails": "```python\nCODE\nresult = add(1, 2, 3)\nprint(result[0])\nassert result == 7\n```",
     "usage in a loop": "```python\nCODE\nfor case in [(1,), (2,)]:\n    print(add(*case))\n```",
     "usage in a main": "```python\nCODE\ndef main():\n    a = int(input())\n    print(add(a))\n\nmain()\n```",
     "input": "```python\nCODE\na, b = map(int, input().split())\nprint(add(a, b))\n```",
-    "sys.stdin": "```python\nimport sys\nCODE\ndata = sys.stdin.read().split()\nn = int(data[0])\nprint(add(n, n))\n```",
+    "sys.stdin": "```python\nimport sys\nCODE\ndata = sys.stdin.read().split()\nn = int(data[0])\n"
+    "print(add(n, n))\n```",
     "name guard": "```python\nCODE\nif __name__ == '__main__':\n    raise SystemExit(1)\n```",
     "unittest": "```python\nimport unittest\nCODE\nclass T(unittest.TestCase):\n    def test(self):\n        "
     "self.assertEqual(add(1), 1)\n\nunittest.main()\n```",
     "own asserts, wrong": "```python\nCODE\nassert add(1, 2) == 4\n```",
-    "own tests in a block": "```python\nCODE```\nTests:\n```python\nfrom solution import add\nassert add(1, 2) == 4\n```",
+    "own tests in a block": "```python\nCODE```\nTests:\n```python\nfrom solution import add\n"
+    "assert add(1, 2) == 4\n```",
     "own tests by pytest": "```python\nCODE```\n```python\nimport pytest, my_module\n\ndef test_add():\n    "
     "assert my_module.add(1, 2) == 3\n```",
     "plot in a usage block": "```python\nCODE```\n```python\nimport no_such_plot as plt\nplt.plot(add(1, 2))\n```",
-    "output block": "```python\nCODE```\nOutput:\n```\n3\n```", "output of a repr": "```python\nCODE```\n```\nPoint(x=1)\n```",
-    "traceback block": "```python\nCODE```\n```\nTraceback (most recent call last):\n  File \"x\", line 1\nValueError: no\n```",
+    "output block": "```python\nCODE```\nOutput:\n```\n3\n```",
+    "output of a repr": "```python\nCODE```\n```\nPoint(x=1)\n```",
+    "traceback block": '```python\nCODE```\n```\nTraceback (most recent call last):\n  File "x", line 1\n'
+    "ValueError: no\n```",
     "shell block": "```bash\npip install nothing\n```\n```python\nCODE```\n```sh\npython add.py\n```",
     "another language first": "```javascript\nfunction add(a, b) { return a * b; }\n```\n```python\nCODE```",
     "another language last": "```python\nCODE```\nIn Ruby:\n```ruby\ndef add(a, b)\n  a * b\nend\n```",
@@ -92,37 +106,49 @@ SHAPES = {
     "stub last": "```python\nCODE```\nThe signature is\n```python\ndef add(a, b):\n    ...\n```",
     "half function after": "```python\nCODE\ndef helper(x):\n    for y in",
     "half of the same function after": "```python\nCODE```\nOr shorter:\n```python\ndef add(a, b):\n    return (a",
-    "half statement after": "CODE\nprint(add(1,", "half comment after": "CODE\n# and now we sh",
-    "half string after": 'CODE\n"""This is how', "thinking": "<think>\n" + block(BAD) + "Hm.\n</think>\n\n```python\nCODE```",
+    "half statement after": "CODE\nprint(add(1,",
+    "half comment after": "CODE\n# and now we sh",
+    "half string after": 'CODE\n"""This is how',
+    "thinking": "<think>\n" + block(BAD) + "Hm.\n</think>\n\n```python\nCODE```",
     "end of thinking alone": "Let me see. " + block(BAD) + "</think>\n```python\nCODE```",
-    "console": "```python\n>>> CONSOLE>>> add(1, 2)\n3\n```", "console after": "```python\nCODE\n>>> add(1, 2)\n3\n```",
-    "fence in a docstring": '```python\nCODE\ndef other():\n    """Example:\n\n    ```python\n    other()\n    ```\n    """\n```',
+    "console": "```python\n>>> CONSOLE>>> add(1, 2)\n3\n```",
+    "console after": "```python\nCODE\n>>> add(1, 2)\n3\n```",
+    "fence in a docstring": '```python\nCODE\ndef other():\n    """Example:\n\n    ```python\n    other()\n'
+    '    ```\n    """\n```',
     "fence never closed before the next": "```python\nCODE\n```python\nprint(add(1, 2))\n```",
     "Markdown in Markdown": "````markdown\n# Add\n````\n```python\nCODE```",
-    "prompt opened the fence": "CODE```\n\nThis adds two numbers.\n", "MBPP's markers": "[BEGIN]\nCODE\n[DONE]\n\n" + BAD,
-    "code tags": "[PYTHON]\nCODE\n[/PYTHON]", "next problem": "CODE\n\nQuestion: Write it with a minus.\n" + BAD,
+    "prompt opened the fence": "CODE```\n\nThis adds two numbers.\n",
+    "MBPP's markers": "[BEGIN]\nCODE\n[DONE]\n\n" + BAD,
+    "code tags": "[PYTHON]\nCODE\n[/PYTHON]",
+    "next problem": "CODE\n\nQuestion: Write it with a minus.\n" + BAD,
     "next instruction": "CODE\n### Instruction:\nSubtract.\n### Response:\n" + BAD,
-    "byte-order mark": "\ufeffCODE", "code behind the language": "```python CODE```",
-    "comment first": "```python\n# Solution\n\nCODE```", "docstring first": '```python\n"""A module."""\nCODE```',
-    "semicolon": "```python\nx = 1; print(x)\nCODE```", "heading": "### Solution\n\nCODE\n### Explanation\n\n  It adds.\n",
+    "byte-order mark": "\ufeffCODE",
+    "code behind the language": "```python CODE```",
+    "comment first": "```python\n# Solution\n\nCODE```",
+    "docstring first": '```python\n"""A module."""\nCODE```',
+    "semicolon": "```python\nx = 1; print(x)\nCODE```",
+    "heading": "### Solution\n\nCODE\n### Explanation\n\n  It adds.\n",
     "output as an annotation": "CODE\nOutput: three\nNote: b is added\n",
     "bullets with calls": "CODE\n- add(1, 2) returns 3\n- add(0) fails\n",
     "a name that a helper block has": "```python\nx = 5\nlist = [1]\nprint(add(x, x))\n```\n```python\nCODE```",
-}  # fmt: skip
+}
 PROGRAMS = {
     "function": (GOOD, BAD),
     "lambda": ("add = lambda a, b: a + b\n", "add = lambda a, b: a - b - 1\n"),
     "types and a decorator": (
         "import functools\nfrom typing import Union\n\n@functools.lru_cache(maxsize=None)\n"
-        "def add(a: Union[int, float], b: int = 0) -> int:\n    \"\"\"Sum: a + b.\n\n>>> not code\n    \"\"\"\n    return a + b\n",
+        'def add(a: Union[int, float], b: int = 0) -> int:\n    """Sum: a + b.\n\n>>> not code\n    """\n'
+        "    return a + b\n",
         "import functools\n\n@functools.lru_cache\ndef add(a: int, b: int) -> int:\n    return a + b + 1\n",
     ),
     "helpers and constants": (
-        "import sys\nsys.setrecursionlimit(3000)\nZERO = 0\nmemo = {}\nmemo[0] = ZERO\n\nclass Sum:\n    def of(self, x):\n"
-        "        return sum(x)\n\ndef helper(*x):\n    return Sum().of(x) + memo[0]\n\ndef add(a, b):\n    return helper(a, b)\n",
+        "import sys\nsys.setrecursionlimit(3000)\nZERO = 0\nmemo = {}\nmemo[0] = ZERO\n\nclass Sum:\n"
+        "    def of(self, x):\n"
+        "        return sum(x)\n\ndef helper(*x):\n    return Sum().of(x) + memo[0]\n\ndef add(a, b):\n"
+        "    return helper(a, b)\n",
         "ZERO = 1\n\ndef helper(*x):\n    return sum(x) + ZERO\n\ndef add(a, b):\n    return helper(a, b)\n",
     ),
-}  # fmt: skip
+}
 
 
 def written(shape: str, code: str) -> str:
@@ -150,52 +176,109 @@ def test_a_right_program_is_right_in_every_shape_and_a_wrong_one_wrong(
 
 # answers to a problem whose prompt begins the function (HumanEval); None: no code at all
 ANSWERS: list[tuple[str, int | None]] = [
-("    return a + b\n",1),("    return a - b\n",0),("    return a + b\n\n\ndef other(x):\n    return x\n",1),
-("    return a + b\n\nprint(add(1, 2))\nassert add(1,2)==4\n",1),("    return a + b\n\nif __name__ == '__main__':\n    import doctest\n    doctest.testmod()\n",1),
-("    return a + b\n\n# Test\nprint(add(1,",1),("    return a + b\n\n\ndef add(a, b):\n    return a - b\n",1),
-("    return helper(a, b)\n\n\ndef helper(a, b):\n    return a + b\n",1),
-("   return a + b\n",1),(" c = a + b\n    return c\n",1),("return a + b\n",1),("return a + b",1),("c = a + b\nreturn c\n",1),("if a:\n    return a + b\nreturn b\n",1),
-("```python\n    return a + b\n```",1),("```python\nreturn a + b\n```",1),("Here is the body:\n```python\n    return a + b\n```\nIt adds.",1),
-("    return a + b\n```\n\nThis adds the numbers.",1),("    return a + b\n<|endoftext|>\ndef x",1),
-("    return a + b\n\nThis function adds the numbers.\nIt's simple.",1),("    c = a + b\n    return c\n    print(",1),
-("    c = a + b\n    for i in ra",0),("    return a + b\n\n\nclass A:\n    def f(se",1),
-("    import math\n    return math.floor(a + b)\n",1),("    def inner(x):\n        return x + b\n    return inner(a)\n",1),
-('    """Another docstring."""\n    return a + b\n',1),("    # add them\n    return a + b",1),("\n    return a + b",1),("\n\n    return a + b",1),
-("```python\ndef add(a: List[int], b):\n    return a + b\n```",1),("```python\ndef add(a, b):\n    return math.floor(a + b)\n```",1),
-("I cannot do that.",None),("",None),("    ",None),("pass",None),("    pass\n",0),
-("def add(a, b): return a + b",1),("Here is the code: def add(a, b): return a + b",1),("Use `def add(a, b): return a + b` for that.",1),("`add = lambda a, b: a + b`",1),
-("```python def add(a, b): return a + b```",1),("```def add(a, b): return a + b```",1),
-("    return a + b\n\n>>> add(1, 2)\n3\n",1),
-("class Solution:\n    def add(self, a, b):\n        return a + b\n",0),
-("def plus(a, b):\n    return a + b\n",0),
-("from __future__ import annotations\ndef add(a: X, b) -> Y:\n    return a + b\n",1),
-("```python\nimport math\n```\n```python\nfrom __future__ import annotations\ndef add(a: X, b) -> Y:\n    return math.floor(a + b)\n```",1),
-("```python\ndef add(a, b):\n    return a + b\n    retrun x\n```",0),
-("def add(a, b):\n    return a + b\n    retrun x\n",0),
-("```python\ndef add(a, b):\n    return a + b\n\ndef add(a, b):\n    retrun x\n```",0),
-("```python\ndef add(a, b):\n    retrun x\n```",0),
-("```python\ndef add(a, b):\n    return sub(a, b)\ndef sub(a, b):\n    return a + b\n```\n```python\ndef sub(a, b):\n    return a - b\n```",1),
-("```python\nassert True\n```",0),
-("async def add(a, b):\n    return a + b\n",0),
-("```python\ndef add(a, b):\n\treturn a + b\n```",1),("def add(a, b):\n\tif a:\n\t    return a + b\n\treturn b\n",1),
-("```python\ndef add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n```",1),
-("```python\ndef add(a, b):\n    '''\nExample:\n```\nadd(1, 2)\n```\n'''\n    return a + b\n```",1),
-("1. Step one\n2. Step two:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n\n3. Use it:\n\n   ```python\n   add(1, 2, 3)\n   ```",1),
-("Solution:\n\n\tdef add(a, b):\n\t\treturn a + b\n",1),
-("<details>\n<summary>Code</summary>\n\n```python\ndef add(a, b):\n    return a + b\n```\n</details>",1),
-("```python\n# a.py\ndef h(a, b):\n    return a + b\n```\n\n```python\n# b.py\nfrom a import h\n\ndef add(a, b):\n    return h(a, b)\n```",1),
-("```python\ntry:\n    import numpy as np\nexcept ImportError:\n    np = None\n\ndef add(a, b):\n    return a + b\n```",1),
-("```python\nif True:\n    def add(a, b):\n        return a + b\n```",1),
-("```python\ndef _add(a, b):\n    return a + b\n\nadd = _add\n```",1),
-("```python\ndef add(a, b):\n    return a + b\n\nadd = print(add)\n```",0),
-("```python\nfrom operator import add\n```",1),("from operator import add",1),("```python\nimport operator\nadd = operator.add\n```",1),
-("```python\ndef add(a, b):\n    return a + b\nadd.__doc__ = 'x'\n```",1),
-("```python\nMOD = 10 ** 9 + 7\n```\n```python\ndef add(a, b):\n    return (a + b) % MOD\n```",1),
-("```python\ndef add(a, b):\n    return (a + b) % MOD\n```\nwith\n```python\nMOD = 10 ** 9 + 7\n```",1),
-("```python\nclass Base:\n    pass\n```\n```python\nclass S(Base):\n    def go(self, a, b): return a + b\ndef add(a, b):\n    return S().go(a, b)\n```",1),
-("```python\ndef add(a, b):\n    return S().go(a, b)\nclass S(Base):\n    def go(self, a, b): return a + b\n```\n```python\nclass Base: pass\n```",1),
-("```python\nresult = a + b\nreturn result\n```",1),
-
+    ("    return a + b\n", 1),
+    ("    return a - b\n", 0),
+    ("    return a + b\n\n\ndef other(x):\n    return x\n", 1),
+    ("    return a + b\n\nprint(add(1, 2))\nassert add(1,2)==4\n", 1),
+    ("    return a + b\n\nif __name__ == '__main__':\n    import doctest\n    doctest.testmod()\n", 1),
+    ("    return a + b\n\n# Test\nprint(add(1,", 1),
+    ("    return a + b\n\n\ndef add(a, b):\n    return a - b\n", 1),
+    ("    return helper(a, b)\n\n\ndef helper(a, b):\n    return a + b\n", 1),
+    ("   return a + b\n", 1),
+    (" c = a + b\n    return c\n", 1),
+    ("return a + b\n", 1),
+    ("return a + b", 1),
+    ("c = a + b\nreturn c\n", 1),
+    ("if a:\n    return a + b\nreturn b\n", 1),
+    ("```python\n    return a + b\n```", 1),
+    ("```python\nreturn a + b\n```", 1),
+    ("Here is the body:\n```python\n    return a + b\n```\nIt adds.", 1),
+    ("    return a + b\n```\n\nThis adds the numbers.", 1),
+    ("    return a + b\n<|endoftext|>\ndef x", 1),
+    ("    return a + b\n\nThis function adds the numbers.\nIt's simple.", 1),
+    ("    c = a + b\n    return c\n    print(", 1),
+    ("    c = a + b\n    for i in ra", 0),
+    ("    return a + b\n\n\nclass A:\n    def f(se", 1),
+    ("    import math\n    return math.floor(a + b)\n", 1),
+    ("    def inner(x):\n        return x + b\n    return inner(a)\n", 1),
+    ('    """Another docstring."""\n    return a + b\n', 1),
+    ("    # add them\n    return a + b", 1),
+    ("\n    return a + b", 1),
+    ("\n\n    return a + b", 1),
+    ("```python\ndef add(a: List[int], b):\n    return a + b\n```", 1),
+    ("```python\ndef add(a, b):\n    return math.floor(a + b)\n```", 1),
+    ("I cannot do that.", None),
+    ("", None),
+    ("    ", None),
+    ("pass", None),
+    ("    pass\n", 0),
+    ("def add(a, b): return a + b", 1),
+    ("Here is the code: def add(a, b): return a + b", 1),
+    ("Use `def add(a, b): return a + b` for that.", 1),
+    ("`add = lambda a, b: a + b`", 1),
+    ("```python def add(a, b): return a + b```", 1),
+    ("```def add(a, b): return a + b```", 1),
+    ("    return a + b\n\n>>> add(1, 2)\n3\n", 1),
+    ("class Solution:\n    def add(self, a, b):\n        return a + b\n", 0),
+    ("def plus(a, b):\n    return a + b\n", 0),
+    ("from __future__ import annotations\ndef add(a: X, b) -> Y:\n    return a + b\n", 1),
+    (
+        "```python\nimport math\n```\n```python\nfrom __future__ import annotations\n"
+        "def add(a: X, b) -> Y:\n    return math.floor(a + b)\n```",
+        1,
+    ),
+    ("```python\ndef add(a, b):\n    return a + b\n    retrun x\n```", 0),
+    ("def add(a, b):\n    return a + b\n    retrun x\n", 0),
+    ("```python\ndef add(a, b):\n    return a + b\n\ndef add(a, b):\n    retrun x\n```", 0),
+    ("```python\ndef add(a, b):\n    retrun x\n```", 0),
+    (
+        "```python\ndef add(a, b):\n    return sub(a, b)\ndef sub(a, b):\n    return a + b\n```\n```python\n"
+        "def sub(a, b):\n    return a - b\n```",
+        1,
+    ),
+    ("```python\nassert True\n```", 0),
+    ("async def add(a, b):\n    return a + b\n", 0),
+    ("```python\ndef add(a, b):\n\treturn a + b\n```", 1),
+    ("def add(a, b):\n\tif a:\n\t    return a + b\n\treturn b\n", 1),
+    ("```python\ndef add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n```", 1),
+    ("```python\ndef add(a, b):\n    '''\nExample:\n```\nadd(1, 2)\n```\n'''\n    return a + b\n```", 1),
+    (
+        "1. Step one\n2. Step two:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n\n"
+        "3. Use it:\n\n   ```python\n   add(1, 2, 3)\n   ```",
+        1,
+    ),
+    ("Solution:\n\n\tdef add(a, b):\n\t\treturn a + b\n", 1),
+    ("<details>\n<summary>Code</summary>\n\n```python\ndef add(a, b):\n    return a + b\n```\n</details>", 1),
+    (
+        "```python\n# a.py\ndef h(a, b):\n    return a + b\n```\n\n```python\n# b.py\nfrom a import h\n\n"
+        "def add(a, b):\n    return h(a, b)\n```",
+        1,
+    ),
+    (
+        "```python\ntry:\n    import numpy as np\nexcept ImportError:\n    np = None\n\ndef add(a, b):\n"
+        "    return a + b\n```",
+        1,
+    ),
+    ("```python\nif True:\n    def add(a, b):\n        return a + b\n```", 1),
+    ("```python\ndef _add(a, b):\n    return a + b\n\nadd = _add\n```", 1),
+    ("```python\ndef add(a, b):\n    return a + b\n\nadd = print(add)\n```", 0),
+    ("```python\nfrom operator import add\n```", 1),
+    ("from operator import add", 1),
+    ("```python\nimport operator\nadd = operator.add\n```", 1),
+    ("```python\ndef add(a, b):\n    return a + b\nadd.__doc__ = 'x'\n```", 1),
+    ("```python\nMOD = 10 ** 9 + 7\n```\n```python\ndef add(a, b):\n    return (a + b) % MOD\n```", 1),
+    ("```python\ndef add(a, b):\n    return (a + b) % MOD\n```\nwith\n```python\nMOD = 10 ** 9 + 7\n```", 1),
+    (
+        "```python\nclass Base:\n    pass\n```\n```python\nclass S(Base):\n"
+        "    def go(self, a, b): return a + b\ndef add(a, b):\n    return S().go(a, b)\n```",
+        1,
+    ),
+    (
+        "```python\ndef add(a, b):\n    return S().go(a, b)\nclass S(Base):\n"
+        "    def go(self, a, b): return a + b\n```\n```python\nclass Base: pass\n```",
+        1,
+    ),
+    ("```python\nresult = a + b\nreturn result\n```", 1),
 ]
 
 
@@ -204,9 +287,10 @@ def test_answers_to_a_prompt_that_begins_the_function(text: str, right: int | No
     assert (None if program_of(text, CHECK) is None else int(passes(text, CHECK))) == right
 
 
-# right programs that are known to score 0: docs/scores.md lists these, and each is tried here so that the list stays true
+# right programs that are known to score 0: docs/scores.md lists these; each is tried here, so the list stays true
 MISSED = {
-    "the function as a method of a class": "```python\nclass Solution:\n    def add(self, a, b):\n        return a + b\n```",
+    "the function as a method of a class": "```python\nclass Solution:\n    def add(self, a, b):\n"
+    "        return a + b\n```",
     "another name than the one that is asked for": block(GOOD.replace("add", "plus")),
     "code inside JSON": json.dumps({"code": GOOD}),
     "lines of a diff": "```diff\n" + "".join(f"+{line}\n" for line in GOOD.splitlines()) + "```",
@@ -234,7 +318,7 @@ def test_the_names_that_are_asked_for_are_those_that_tests_take_from_elsewhere()
     setup = {"test_setup_code": "class Node:\n    def __init__(self, x): self.x = x", "test_imports": ["import math"]}
     assert asked_names(tests | setup) == {"near", "far"}
     assert asked_names(CHECK) == {"add"}
-    plus = "import numpy as np\n\ndef same(a, b):\n    return np.all(a == b)\n\nfor x in [1, 2]:\n    assert same(add(x, x), 2 * x)\n"
+    plus = "import numpy as np\n\ndef same(a, b):\n    return np.all(a == b)\n\nfor x in [1]:\n    assert same(add(x, x), 2)\n"
     assert asked_names({"test": plus}) == {"add"}
 
 
@@ -259,10 +343,47 @@ def test_the_shared_cases() -> None:
 
 
 LINES = [
-    "x=(", "@a", "a", "a b", "```", "```python", "~~~", "> ", "- ", "1. ", "(", "'''", "def add(a,", "def add(a, b):", "", "    x",
-    "if x:", "else:", "<think>", "</think>", "#", "`", "```x", "x = 1", "import a", "f(a)", "memo[0] = add", ">>> def a", "... a",
-    "class A:\n  x=1", "Q:", "[DONE]", "\\", "x=\\", "{", "f'{", "return a", "add = 1", "```a```", "if x:\n  add()",
-]  # fmt: skip
+    "x=(",
+    "@a",
+    "a",
+    "a b",
+    "```",
+    "```python",
+    "~~~",
+    "> ",
+    "- ",
+    "1. ",
+    "(",
+    "'''",
+    "def add(a,",
+    "def add(a, b):",
+    "",
+    "    x",
+    "if x:",
+    "else:",
+    "<think>",
+    "</think>",
+    "#",
+    "`",
+    "```x",
+    "x = 1",
+    "import a",
+    "f(a)",
+    "memo[0] = add",
+    ">>> def a",
+    "... a",
+    "class A:\n  x=1",
+    "Q:",
+    "[DONE]",
+    "\\",
+    "x=\\",
+    "{",
+    "f'{",
+    "return a",
+    "add = 1",
+    "```a```",
+    "if x:\n  add()",
+]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -276,16 +397,20 @@ def test_the_time_is_linear_in_the_text(line: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([*LINES, GOOD, "    return a + b", "print(add(1, 2))", "\x00", "\ud800"]) | st.text(max_size=20)))
+@given(
+    st.lists(
+        st.sampled_from([*LINES, GOOD, "    return a + b", "print(add(1, 2))", "\x00", "\ud800"]) | st.text(max_size=20)
+    )
+)
 def test_no_text_breaks_it(lines: list[str]) -> None:
     for entry in (ASSERTS, CHECK):
         program_of("\n".join(lines), entry)
 
 
-@settings(deadline=None)
-@given(st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(SHAPES)), st.booleans())
-def test_of_two_shapes_in_a_row_the_last_definition_counts(first: str, last: str, right: bool) -> None:
-    """Where both are closed fences: the draft stands in one shape, the answer in another."""
-    draft, answer = written(SHAPES[first], BAD if right else GOOD), written(SHAPES[last], GOOD if right else BAD)
-    if all(shape.startswith("```python\nCODE```") for shape in (SHAPES[first], SHAPES[last])):
-        assert passes(f"{draft}\n\n{answer}", ASSERTS) is right
+@pytest.mark.parametrize("right", [True, False])
+def test_of_two_answers_in_a_row_the_last_counts(right: bool) -> None:
+    closed = [shape for shape in SHAPES.values() if shape.startswith("```python\nCODE```")]
+    for draft in closed:
+        for answer in closed:
+            text = written(draft, BAD if right else GOOD) + "\n\nBetter:\n\n" + written(answer, GOOD if right else BAD)
+            assert passes(text, ASSERTS) is right, text
