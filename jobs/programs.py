@@ -18,7 +18,7 @@ from jobs.answers import next_questions
 from jobs.assembly import Piece, all_of, assembled, is_definition
 from jobs.fences import OTHER_LANGUAGES, Stretch, stretches
 from jobs.sandbox import tests_of
-from jobs.statements import TooDeepError, broken, parsed, scope_names, statements_in_prose, statements_of
+from jobs.statements import TooDeepError, broken, is_text, parsed, scope_names, statements_in_prose, statements_of
 
 _BUILTINS = frozenset(dir(builtins))
 _END_MARK = re.compile(r"^(?:\[DONE\]|\[/PYTHON\]|</?s>)$", re.MULTILINE)  # of prompts for base models
@@ -31,6 +31,8 @@ def program_of(text: str, entry: Mapping[str, Any]) -> str | None:
     begins the definition (HumanEval), an answer may go on from there
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").lstrip("\n")
+    if not is_text(text):
+        return text
     asked = asked_names(entry)
     prompt = _prompt_of(entry, asked)
     parts = stretches(text)

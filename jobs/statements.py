@@ -29,7 +29,12 @@ _STARTS_CODE = re.compile(
 
 
 class TooDeepError(Exception):
-    """Code that Python's parser gives up on: nested too deeply, or not text at all."""
+    """Code that is nested too deeply for Python's parser."""
+
+
+def is_text(code: str) -> bool:
+    """Whether Python reads it at all: no NUL, no half of a surrogate pair."""
+    return _UNREADABLE.search(code) is None
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,6 @@ class Statement:
 
 def parsed(code: str) -> ast.Module | None:
     """None where the code is not Python. Raises TooDeepError."""
-    if _UNREADABLE.search(code):
-        raise TooDeepError
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

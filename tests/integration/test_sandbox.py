@@ -80,15 +80,21 @@ def test_code(text: str, value: float) -> None:
 
 # answer, value: where the program stands in an answer (tests/unit/test_programs.py has many more shapes)
 SHAPES = [
-    (fenced(GOOD) + "Example usage:\n" + fenced("print(add(1, 2, 3))\n"), 1), (fenced(GOOD) + "Output:\n```\n3\n```", 1),
+    (fenced(GOOD) + "Example usage:\n" + fenced("print(add(1, 2, 3))\n"), 1),
+    (fenced(GOOD) + "Output:\n```\n3\n```", 1),
     (fenced("def h(a, b):\n    return a + b\n") + fenced("def add(a, b):\n    return h(a, b)\n"), 1),
-    (fenced("def add(a, b):\n    return a - b\n") + "Better:\n" + fenced(GOOD), 1), (fenced(GOOD).replace("\n", "\r\n"), 1),
-    ("1. Code:\n   ```python\n   def add(a, b):\n       return a + b\n   ```", 1), ("Sure! Here is the code:\n\n" + GOOD, 1),
+    (fenced("def add(a, b):\n    return a - b\n") + "Better:\n" + fenced(GOOD), 1),
+    (fenced(GOOD).replace("\n", "\r\n"), 1),
+    ("1. Code:\n   ```python\n   def add(a, b):\n       return a + b\n   ```", 1),
+    ("Sure! Here is the code:\n\n" + GOOD, 1),
     ("    return a + b\n\n\ndef other():\n    pass\n\nprint(add(1", 1), (GOOD + "\ndef half(x):\n    for y in", 1),
     (GOOD + "a, b = map(int, input().split())\nprint(add(a, b))\n", 1), (fenced(GOOD + "assert add(1, 2) == 4\n"), 1),
-    ("<think>" + fenced("def add(a, b):\n    return 0\n") + "</think>" + GOOD, 1), (fenced("import unittest\n" + GOOD + "unittest.main()\n"), 1),
-    (fenced(GOOD) + fenced("from solution import add\nassert add(1, 1) == 3\n"), 1), (fenced(GOOD) + fenced("def add(a, b):\n    retrun\n"), 0),
-    (fenced("def add(a, b):\n    return a - b\n") + fenced("assert add(1, 2) == -1\n"), 0), ("Sure! Here:\n\ndef add(a, b):\n    return 0\n", 0),
+    ("<think>" + fenced("def add(a, b):\n    return 0\n") + "</think>" + GOOD, 1),
+    (fenced("import unittest\n" + GOOD + "unittest.main()\n"), 1),
+    (fenced(GOOD) + fenced("from solution import add\nassert add(1, 1) == 3\n"), 1),
+    (fenced(GOOD) + fenced("def add(a, b):\n    retrun\n"), 0),
+    (fenced("def add(a, b):\n    return a - b\n") + fenced("assert add(1, 2) == -1\n"), 0),
+    ("Sure! Here:\n\ndef add(a, b):\n    return 0\n", 0),
 ]  # fmt: skip
 
 

@@ -318,7 +318,10 @@ def test_the_names_that_are_asked_for_are_those_that_tests_take_from_elsewhere()
     setup = {"test_setup_code": "class Node:\n    def __init__(self, x): self.x = x", "test_imports": ["import math"]}
     assert asked_names(tests | setup) == {"near", "far"}
     assert asked_names(CHECK) == {"add"}
-    plus = "import numpy as np\n\ndef same(a, b):\n    return np.all(a == b)\n\nfor x in [1]:\n    assert same(add(x, x), 2)\n"
+    plus = (
+        "import numpy as np\n\ndef same(a, b):\n    return np.all(a == b)\n\nfor x in [1]:\n"
+        "    assert same(add(x, x), 2)\n"
+    )
     assert asked_names({"test": plus}) == {"add"}
 
 
