@@ -20,15 +20,18 @@ def without_thinking(text: str) -> str:
     return text[ends[-1] :] if ends else text
 
 
-# where a base model goes on with another question; a number alone begins one only after an answer
+# where a base model goes on with another question; a number or a chat's token begins one only after an answer
 _NEXT_QUESTION = re.compile(
     r"^(?:(?:Question|Problem|Human|User|Instruction|Passage|Context|Exercise|Q)(?: ?\d{1,4})? ?[:.)]"
-    r"|#{2,} ?(?:Instruction|Question|Problem|Task|Input|User)\b|<\|.{0,40}\|>"
-    r"|(?P<number>\d{1,4}[.)] [^\n]{5,400}\?$))",
+    r"|#{2,} ?(?:Instruction|Question|Problem|Task|Input|User)\b"
+    r"|The following (?:are|is)(?: an?)? multiple[- ]choice questions?\b"
+    r"|(?P<number>\d{1,4}[.)] [^\n]{5,400}\?$))"
+    r"|(?<=[.!?] )Q:"
+    r"|(?P<token><\|[^|\n]{1,40}\|>|</s>|<eos>|<end_of_turn>)",
     re.MULTILINE | re.IGNORECASE,
 )
 
 
 def next_questions(text: str) -> Iterator[re.Match[str]]:
-    """Where questions begin; the group `number` is set where a number alone marks one."""
+    """Where questions begin. Groups: `number`, by a number alone; `token`, where a chat's turn begins or ends."""
     return _NEXT_QUESTION.finditer(text)

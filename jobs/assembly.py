@@ -37,28 +37,34 @@ def all_of(pieces: Sequence[Piece]) -> str | None:
 def assembled(pieces: Sequence[Piece], asked: frozenset[str], context: Piece | None, stubs: bool = True) -> str | None:
     """The last definitions of what is asked and all that they need; None where nothing of it is defined.
 
+    A later piece may mend a helper; then its definition counts, as if the pieces were run one after the other.
+
     context: the prompt's own code, from which imports and helpers are taken that no piece has
     stubs: whether a definition without a body (pass, ...) counts where there is no other
     """
     homes = {home for name in asked if (home := _home_of(name, pieces, stubs)) is not None}
     if not homes:
         return None
-    elsewhere = {
-        name
-        for n, piece in enumerate(pieces)
-        if n not in homes
-        for s in piece.statements
-        for name in s.binds
-        if is_definition(s)
-    }
-    main = [kept for home in sorted(homes) for kept in _Home(pieces[home], asked, elsewhere).kept]
-    if len(homes) == 1 and (code := pieces[min(homes)].code) is not None:
-        whole = len(main) == len(pieces[min(homes)].statements)
-    else:
-        whole, code = False, ""
-    others = [piece for number, piece in enumerate(pieces) if number not in homes]
+    rest = [(number, piece) for number, piece in enumerate(pieces) if number not in homes]
+    elsewhere = {name for _, piece in rest for s in piece.statements if is_definition(s) for name in s.binds}
+    parts = [_Home(pieces[home], asked, elsewhere) for home in sorted(homes)]
+    needed = {name for part in parts for name in part.needed} - asked
+    mended = [
+        statement
+        for number, piece in rest
+        for statement in piece.statements
+        if number > max(homes) and is_definition(statement) and statement.binds & needed & _bound(parts)
+    ]
+    main = [statement for part in parts for statement in part.kept] + mended
+    others = [piece for _, piece in rest]
     helpers = _helpers(main, [context, *others] if context else others, asked)
-    return code if whole and not helpers else _joined([*helpers, *main])
+    only = parts[0].piece
+    is_whole = len(parts) == 1 and len(main) == len(only.statements) and not mended and not helpers
+    return only.code if is_whole and only.code is not None else _joined([*helpers, *main])
+
+
+def _bound(parts: Iterable[_Home]) -> set[str]:
+    return {name for part in parts for name in part.binders}
 
 
 def _home_of(name: str, pieces: Sequence[Piece], stubs: bool) -> int | None:
@@ -145,11 +151,12 @@ class _Home:
         return self._is_usage(statement) or (among_prose and not self._sets_up(statement))
 
     def _is_usage(self, statement: Statement) -> bool:
-        """Whether it calls what is asked, or prints, and does nothing that the definitions need."""
+        """Whether it calls what is asked, prints or reads a file, and does nothing that the definitions need."""
         if statement.binds & self.needed:
             return False
         touches = statement.reads & (self.needed - self.asked - _BUILTINS)
-        return bool(statement.reads & self.users) or ("print" in statement.reads and not touches)
+        shows = "print" in statement.reads or ("open" in statement.reads and bool(statement.binds))
+        return bool(statement.reads & self.users) or (shows and not touches)
 
     def _sets_up(self, statement: Statement) -> bool:
         """Whether the definitions need it, or it is a call into an imported module: sys.setrecursionlimit(10000)."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,16 +31,18 @@ _HEAD = (
     r"(?: (?:therefore|thus|clearly|definitely|simply|indeed|most likely|likely|probably))?"
     r"|^(?:option|choice)(?= ?[:=])"
     r"|\bi(?:['’]d| would|['’]ll| will)? (?:say|answer|guess)"
-    r"|\b(?:choose|chose|pick|picked|select|selected|go with|going with))"
+    r"|\b(?:choose|chose|pick|picked|select|selected|go with|going with"
+    r"|(?:chang|switch)(?:e|ed|ing)?(?: it| my answer)? to))"
     r"(?: ?[:：=\->–—]){0,3}[ \n]?(?:the )?(?:option |choice |letter |answer )?"
 )
 # a conclusion, and a change of mind; the sentence has to end with the option
 _CONCLUSION = (
-    r"(?:\b(?:therefore|thus|hence|so|consequently|in conclusion|conclusion|to conclude|finally)"
+    r"(?:\b(?:therefore|thus|hence|so|but|however|consequently|in conclusion|conclusion|to conclude|finally)"
     r"[,:]?(?: (?:it|this|that)(?:['’]s| is| must be)| we (?:get|have))?"
     r"|\b(?:wait|actually|correction|sorry|apologies|i meant?|make that|scratch that|on second thought|rather|oops{no})"
     r"[,:.!… –—-]{{0,4}}(?:(?:{no_}wait|actually|sorry|make that|rather|i meant?"
     r"|(?:it|that)(?:['’]s| is| should be| must be))[,:.! ]{{1,3}}){{0,3}}"
+    r"|(?:^|(?<=\s))(?:=>|⇒|∴)"
     r"|\bnot (?:option |choice )?{one}\)?,? (?:but|(?:it|that)(?:['’]s| is))(?: rather)?"
     r"|\b(?:isn['’]t|is not) (?:option |choice )?{one}\)?[,;.]? (?:but|(?:it|that)(?:['’]s| is)))"
     r" ?(?:the )?(?:option |choice |letter |answer )?"
@@ -62,7 +65,9 @@ _WITHDRAWN = re.compile(
     r"(?:wrong|incorrect|right|correct|mistaken|a mistake|not (?:right|correct|it))\b",
     re.IGNORECASE,
 )
-_CALLED_RIGHT = r"\)? is (?:the )?(?:only )?(?:correct|right|best)? ?(?:answer|option|choice)\b"
+_CALLED_RIGHT = (
+    r"\)? is (?:the )?(?:only )?(?:(?:correct|right|best) one|(?:correct|right|best)? ?(?:answer|option|choice))\b"
+)
 _OPTION_CALLED_RIGHT = r"\)? is (?:correct|right)\b"
 # right before a statement it takes it back: "the wrong answer is A", "if the answer is A", "I don't think I choose A"
 _UNDONE = re.compile(
@@ -104,15 +109,21 @@ def chosen(options: str, text: str, cues: tuple[str, ...] = (), denials: tuple[s
     """
     text = _plain(text)
     questions = list(next_questions(text))
-    marked = [question for question in questions if not question["number"]]
     for question in questions[:MOST_QUESTIONS]:
         before = text[: question.start()].strip()
         if before and (found := _found(options, before, cues, denials)) is not None:
             return found.option
-        if before and len(marked) > 1 and question is marked[0]:
+        if before and _rambles(questions, question):
             return None  # what comes later answers other questions
     found = _found(options, text, cues, denials)
     return None if found is None else found.option
+
+
+def _rambles(questions: Sequence[re.Match[str]], first: re.Match[str]) -> bool:
+    """Whether a text without an answer asks again and again: the mark of its first question stands there twice."""
+    marked = [question for question in questions if not question["number"] and not question["token"]]
+    words = [re.sub(r"[\d\s]", "", question[0]).casefold() for question in marked]
+    return bool(marked) and marked[0] is first and words.count(words[0]) > 1
 
 
 def _found(options: str, text: str, cues: tuple[str, ...], denials: tuple[str, ...]) -> _Found | None:

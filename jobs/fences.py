@@ -14,7 +14,7 @@ from jobs.statements import StringsOver
 # what a line may begin with before its fence: quotation marks and the mark of a list's item
 _LEAD = r"(?P<lead>[ \t>]{0,40}(?:(?:[-*+•]|\d{1,3}[.)])[ \t]{1,4})?)"
 _FENCE = re.compile(_LEAD + r"(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
-_BEHIND_WORDS = re.compile(r"(?P<words>[^`]+)(?P<fence>`{3,})(?P<info>[ \t]*[\w+#.{}-]*[ \t]*)$")
+_BEHIND_WORDS = re.compile(r"(?P<words>[^`]+)(?P<fence>`{3,})[ \t]*(?P<info>[^`]*)$")
 _ONE_LINE = re.compile(r"(?P<before>[^`]*)(?P<fence>`{3,})(?P<code>[^`]+)`{3,}(?P<after>[^`]*)$")
 _CLOSED_BY_CODE = re.compile(r"(?P<code>[^`]+)`{3,}$")
 _LANGUAGE = re.compile(r"[{.\s]*([\w+#-]*)")
@@ -93,11 +93,17 @@ def _outside(found: list[Stretch], line: str) -> _Open | None:
     if (mark := _FENCE.match(line)) is not None:
         return _opened(found, mark["fence"], mark["lead"], mark["info"])
     behind = _BEHIND_WORDS.match(line)
-    if behind is not None and (behind["info"].strip() or behind["words"].rstrip().endswith(":")):
+    if behind is not None and _opens(behind["words"].rstrip(), behind["info"].rstrip()):
         found[-1].lines.append(behind["words"].rstrip())
         return _opened(found, behind["fence"], "", behind["info"])
     found[-1].lines.append(line)
     return None
+
+
+def _opens(words: str, info: str) -> bool:
+    """Whether a fence behind words opens a block: a language or code follows it, or the words end with a colon."""
+    is_language = re.fullmatch(r"[\w+#.{}-]+", info) is not None
+    return is_language or _CODE_BEHIND_FENCE.match(info) is not None or (words.endswith(":") and not info)
 
 
 def _opened(found: list[Stretch], fence: str, lead: str, info: str) -> _Open:

@@ -135,7 +135,8 @@ def _bare_pieces(bare: Sequence[Stretch], asked: frozenset[str]) -> list[Piece]:
 
 def _ends(text: str) -> list[int]:
     """Where an answer to one problem may be over: at a mark of its end, or where another problem begins."""
-    questions = [question.start() for question in next_questions(text) if not question["number"]]
+    found = [question for question in next_questions(text) if not question["number"]]
+    questions = [q.start() for q in found if not q["token"] or text[q.start() - 1 : q.start()] == "\n"]
     return sorted([*questions, *(mark.start() for mark in _END_MARK.finditer(text))])
 
 

@@ -145,7 +145,7 @@ def statements_in_prose(text: str, may_end_early: bool, is_bare: bool, depth: in
         code, module = next(parts, (chunk, None))
         if module is not None:
             found += statements_of(code, module)
-        elif _HEADER.search(chunk) and not is_cut:
+        elif (header := _HEADER.search(chunk)) and ":" in chunk[header.end() - 1 :] and not is_cut:
             found.append(broken(chunk))
     return found
 

@@ -234,7 +234,7 @@ ANSWERS: list[tuple[str, int | None]] = [
     (
         "```python\ndef add(a, b):\n    return sub(a, b)\ndef sub(a, b):\n    return a + b\n```\n```python\n"
         "def sub(a, b):\n    return a - b\n```",
-        1,
+        0,
     ),
     ("```python\nassert True\n```", 0),
     ("async def add(a, b):\n    return a + b\n", 0),
@@ -285,6 +285,126 @@ ANSWERS: list[tuple[str, int | None]] = [
 @pytest.mark.parametrize(("text", "right"), ANSWERS)
 def test_answers_to_a_prompt_that_begins_the_function(text: str, right: int | None) -> None:
     assert (None if program_of(text, CHECK) is None else int(passes(text, CHECK))) == right
+
+
+# answers to a problem with a list of asserts
+MORE: list[tuple[str, int]] = [
+    (
+        "Here's the solution:\n\n```python\n"
+        + GOOD
+        + "```\n\n**Explanation:**\n\n1. We add `a` and `b`.\n2. Return.\n\n```python\n# Test cases\n"
+        "assert add(1, 2) == 3\nassert add(5, 5) == 11\nprint('ok')\n```",
+        1,
+    ),
+    ("```python\ndef add(a, b):\n    return a + b\n\n# Test\nprint(add(1, 2))  # Output: 3\n```", 1),
+    ("```python\nimport math\n```\n\nand\n\n```python\ndef add(a, b):\n    return math.floor(a + b)\n```", 1),
+    ("def add(a, b):\r\n\treturn a + b\r\n", 1),
+    ("<|assistant|>\n```python\n" + GOOD + "```<|end|>", 1),
+    ("```python\r\n" + GOOD.replace("\n", "\r\n") + "```\r\n\r\n```\r\n3\r\n```\r\n", 1),
+    ("* step\n\n    ```python\n    def add(a, b):\n        return a + b\n    ```\n", 1),
+    ("    ```python\n    def add(a, b):\n        return a + b\n    ```", 1),
+    ("1. a\n    1. b\n        ```python\n        def add(a, b):\n            return a + b\n        ```", 1),
+    ("Answer: ```def add(a, b):\n    return a + b```", 1),
+    ("python\n" + GOOD, 1),
+    ("Python code:\n" + GOOD + "Output:\n3", 1),
+    (
+        "```python\nclass Adder:\n    def __init__(self): pass\n    def add(self, a, b): return a + b\n"
+        "```\n```python\ndef add(a, b):\n    return Adder().add(a, b)\n```",
+        1,
+    ),
+    (
+        "Method 1:\n```python\ndef add(a, b):\n    return sum([a, b])\n```\nMethod 2:\n```python\n"
+        "def add2(a, b):\n    return a + b\n```",
+        1,
+    ),
+    (
+        "```python\nfrom typing import List\n\ndef add(a: int, b: int) -> List[int]:\n    return a + b\n\n"
+        'if __name__ == "__main__":\n    import sys\n    sys.exit(main())\n```',
+        1,
+    ),
+    ("```python\ndef add(a, b):\n    return a + b\n```\n\n```python\n>>> add(1, 2)\n3\n```", 1),
+    ("```python\ndef add(a, b):\n    return a + b\n\nprint(add(1, 2)\n```", 1),
+    ("```python\ndef add(a, b):\n    return a + b\n\ntry:\n    add('a')\nexcept ValueError:\n    pass\n```", 1),
+    (
+        "```python\ndef add(a, b):\n    return a + b\n\nwith open('input.txt') as f:\n"
+        "    data = f.read()\nprint(add(data, 1))\n```",
+        1,
+    ),
+    (
+        "```python\ndef add(a, b):\n    return a + b\n\ntest_cases = [(1, 2), (3, 4)]\n"
+        "for a, b in test_cases:\n    print(f'{a} + {b} = {add(a, b)}')\n```",
+        1,
+    ),
+    (
+        "```python\ndef add(a, b):\n    return a + b\n\nx = int(input('x: '))\ny = int(input('y: '))\n"
+        "print('Sum', x + y)\n```",
+        1,
+    ),
+    ("```python\nn = int(input())\ndef add(a, b):\n    return a + b\nwhile n:\n    print(n)\n    n -= 1\n```", 1),
+    ("```python\n@staticmethod\ndef add(a, b):\n    return a + b\n```", 1),
+    ("```python\nfrom functools import cache\n\n@cache\ndef add(a, b):\n    return a + b\n```", 1),
+    ("Let me think. def add(a, b) should return a + b.\n\n```python\n" + GOOD + "```", 1),
+    ("def add(a, b) should return a + b.\n\n" + GOOD, 1),
+    ("To solve this, def add(a, b): is needed.\n\n" + GOOD, 1),
+    ("The function add = a + b.\n" + GOOD, 1),
+    ('```python\ndef add(a, b):\n    """Add.\n\n    Args:\n        a: x\n    """\n    return a + b\n```', 1),
+    ("'''python\n" + GOOD + "'''", 1),
+    ("``python\n" + GOOD + "``", 1),
+    ("`" + "`python\n" + GOOD, 1),
+    ("<code>\n" + GOOD + "</code>", 1),
+    ("<python>\n" + GOOD + "</python>", 1),
+    ("<answer>\n```python\n" + GOOD + "```\n</answer>", 1),
+    ("<answer>\n" + GOOD + "</answer>", 1),
+    ("\\begin{lstlisting}\n" + GOOD + "\\end{lstlisting}", 1),
+    ("```python\n# Wrong\ndef add(a, b):\n    return a - b\n\n# Fixed\ndef add(a, b):\n    return a + b\n```", 1),
+    (
+        "```python\ndef add(a, b):\n    return a + b\n```\nOn second thought:\n```python\ndef add(a, b):\n"
+        "    return a * b\n```",
+        0,
+    ),
+    ("```python\ndef add(a, b):\n    return a + b\nadd = lambda a, b: 0\n```", 0),
+    ("```python\ndef add(a, b):\n    return helper(a, b)\n```", 0),
+    (
+        "```python\ndef add(a, b):\n    return helper(a, b)\n```\n```python\nhelper = lambda a, b: a + b\n"
+        "print(add(1, 2))\n```",
+        1,
+    ),
+    (
+        "```python\ndef helper(a, b):\n    return a - b\ndef add(a, b):\n    return helper(a, b)\n```\n"
+        "Fix the helper:\n```python\ndef helper(a, b):\n    return a + b\n```",
+        1,
+    ),
+    ('```json\n{"a": 1}\n```\n' + GOOD, 1),
+    ("```\n$ python add.py\n3\n```\n\n```python\n" + GOOD + "```", 1),
+    ("| a | b |\n|---|---|\n| 1 | 2 |\n\n" + GOOD, 1),
+    (
+        "```python\ndef add(a, b):\n    return a + b\n```\n\n```python\nimport timeit\n"
+        "print(timeit.timeit('add(1, 2)', globals=globals()))\n```",
+        1,
+    ),
+    ("```python\n%timeit add(1, 2)\n" + GOOD + "```", 1),
+    ("```python\n!pip install numpy\n" + GOOD + "```", 1),
+    ("```python\n" + GOOD + "\n...\n```", 1),
+    ('```python\n"""\nadd numbers\n"""\n\n' + GOOD + "\n'''\nexample: add(1,2)\n'''\n```", 1),
+    ("def add(a, b):\n    if a:\n        return a + b\n    else:\n        return b\n\nelse", 1),
+    ("def add(a, b):\n    return a + b\n\ndef test():\n    assert add(1, 2) == 3\n\ntest()\n\nExplanation: ...", 1),
+    ("import os\ndef add(a, b):\n    return a + b\n\nos.system('ls')", 1),
+    ("def add(a,b):\n  return a+b\n#include <stdio.h>\nint main() { }", 1),
+    ("def add(a, b):\n    return a + b\n\n\n\n\n\ndef subtract(a, b):\n    return a - b\n\ndef mult", 1),
+    ("def add(a, b):\n    return a + b\n\ndef add(a, b, c):\n    return a + b + c\n", 0),
+    ("Here is:\n\n```python\ndef add(a, b):\n    return a + b", 1),
+    (
+        'Here is:\n\n```python\ndef add(a, b):\n    result = a + b\n    return result\n\ndef main():\n    print("Enter',
+        1,
+    ),
+    ("```python\ndef add(a, b):\n    total = a + b\n    return tot", 0),
+    ("```python\ndef add(a, b):\n    '''Adds\n", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "right"), MORE)
+def test_answers_to_a_list_of_asserts(text: str, right: int) -> None:
+    assert int(passes(text, ASSERTS)) == right
 
 
 # right programs that are known to score 0: docs/scores.md lists these; each is tried here, so the list stays true
