@@ -128,15 +128,17 @@ class _Home:
         return found
 
     def _users(self) -> set[str]:
-        """What is asked, and functions of the answer that call it and that it does not need: main, test_it."""
+        """What is asked, and functions of the answer that call it, or wait for input, and that it does not need."""
         readers = _by_name(self.piece.statements, lambda s: s.reads if is_definition(s) else frozenset())
-        found, open_ = set(self.asked), list(self.asked)
+        reads_input = {name for s in self.piece.statements if is_definition(s) and _reads_stdin(s) for name in s.binds}
+        users = set(self.asked) | (reads_input - self.needed)
+        open_ = [*users, *_ASKS_A_USER]
         while open_:
             for statement in readers.get(open_.pop(), ()):
-                new = statement.binds - found - self.needed
-                found |= new
+                new = statement.binds - users - self.needed
+                users |= new
                 open_ += new
-        return found
+        return users
 
     def _is_left_out(self, statement: Statement) -> bool:
         if any(statement.defines(name) for name in self.asked):
@@ -263,8 +265,12 @@ def _asks_a_user(statement: Statement) -> bool:
         return False
     if statement.reads & _ASKS_A_USER:
         return True
-    attributes = {below.attr for below in ast.walk(node) if isinstance(below, ast.Attribute)}
-    return "stdin" in attributes or (isinstance(node, ast.Expr) and bool(statement.reads & _TEST_RUNNERS))
+    return _reads_stdin(statement) or (isinstance(node, ast.Expr) and bool(statement.reads & _TEST_RUNNERS))
+
+
+def _reads_stdin(statement: Statement) -> bool:
+    below = ast.walk(statement.node) if statement.node is not None else ()
+    return any(isinstance(node, ast.Attribute) and node.attr == "stdin" for node in below)
 
 
 def _joined(statements: Iterable[Statement]) -> str:

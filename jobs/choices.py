@@ -37,7 +37,7 @@ _HEAD = (
 )
 # a conclusion, and a change of mind; the sentence has to end with the option
 _CONCLUSION = (
-    r"(?:\b(?:therefore|thus|hence|so|but|however|consequently|in conclusion|conclusion|to conclude|finally)"
+    r"(?:\b(?:therefore|thus|hence|so|consequently|in conclusion|conclusion|to conclude|finally)"
     r"[,:]?(?: (?:it|this|that)(?:['’]s| is| must be)| we (?:get|have))?"
     r"|\b(?:wait|actually|correction|sorry|apologies|i meant?|make that|scratch that|on second thought|rather|oops{no})"
     r"[,:.!… –—-]{{0,4}}(?:(?:{no_}wait|actually|sorry|make that|rather|i meant?"
@@ -61,8 +61,8 @@ _DOUBT = re.compile(
 # an answer that is taken back, with none in its place
 _WITHDRAWN = re.compile(
     r"\b(?:wait|no|actually|hmm|hm|oops|sorry)\b[,:.!… –—-]{0,4}(?:(?:wait|no|actually)[,.! ]{1,3})?"
-    r"(?:that|this|it|i)(?:['’]s|['’]m| is| was| am)(?:n['’]t| not)? "
-    r"(?:wrong|incorrect|right|correct|mistaken|a mistake|not (?:right|correct|it))\b",
+    r"(?:(?:that|this|it|i)(?:['’]s|['’]m| is| was| am) (?:wrong|incorrect|mistaken|a mistake|not (?:right|correct|it))"
+    r"|(?:that|this|it) (?:isn|wasn)['’]t (?:right|correct|it))\b",
     re.IGNORECASE,
 )
 _CALLED_RIGHT = (
@@ -83,6 +83,7 @@ class _Patterns(NamedTuple):
     alone: re.Pattern[str]  # a line that is nothing but an option
     opening: re.Pattern[str]  # an option that a text begins with
     item: re.Pattern[str]  # an option as the mark of a list's item
+    named: re.Pattern[str]  # any mention of an option
     denied: re.Pattern[str] | None  # what takes a statement back, before it or after it
 
 
@@ -146,18 +147,14 @@ def _said(options: str, text: str, find: _Patterns) -> _Found | None:
     ]
     if stated:
         last = max(stated, key=lambda found: found.start("option"))
-        withdrawn = last["hedge"] or _WITHDRAWN.search(text, last.end("option"))
-        return _Found(None if withdrawn else known[last["option"].casefold()])
+        return _Found(None if _is_taken_back(text, last, find) else known[last["option"].casefold()])
     lines = {known[found["option"].casefold()] for found in find.alone.finditer(text)}
     if lines:
         return _Found(lines.pop() if len(lines) == 1 else None)
     first = find.opening.match(text)
     items = {found["option"].casefold() for found in find.item.finditer(text)}
-    if first is not None and (first["hedge"] or len(items) > 1):
-        first = None if len(items) > 1 else first
-    if first is not None:
-        withdrawn = first["hedge"] or _WITHDRAWN.search(text, first.end("option"))
-        return _Found(None if withdrawn else known[first["option"].casefold()])
+    if first is not None and len(items) < 2:
+        return _Found(None if _is_taken_back(text, first, find) else known[first["option"].casefold()])
     named = {
         known[found["option"].casefold()]
         for pattern in find.references
@@ -165,6 +162,13 @@ def _said(options: str, text: str, find: _Patterns) -> _Found | None:
         if not _undone(text, found, find.denied) and not _DOUBT.search(_sentence_before(text, found))
     }
     return _Found(named.pop() if len(named) == 1 else None) if named else None
+
+
+def _is_taken_back(text: str, found: re.Match[str], find: _Patterns) -> bool:
+    """Whether a second option stands beside it, or a withdrawal follows before any other option is mentioned."""
+    after = found.end("option")
+    back = None if found["hedge"] else _WITHDRAWN.search(text, after)
+    return bool(found["hedge"]) or (back is not None and find.named.search(text, after, back.start()) is None)
 
 
 def _sentence_before(text: str, found: re.Match[str]) -> str:
@@ -217,6 +221,7 @@ def _patterns(options: str, cues: tuple[str, ...], denials: tuple[str, ...], low
             re.compile(rf"(?i:{conclusion})(?<!\w){option}(?!\w)(?:{hedge}|{over}{small})", re.MULTILINE),
             re.compile(rf"(?<!\w){option}(?P<hedge>)(?i:{_CALLED_RIGHT})"),
             re.compile(rf"\b(?i:option|choice) {option}(?P<hedge>)(?i:{_OPTION_CALLED_RIGHT})"),
+            re.compile(rf"\b(?i:but|however),? {option}(?P<hedge>)(?i:{_OPTION_CALLED_RIGHT})"),
             *(() if lower else (_of_cue(cue, one, letters) for cue in cues)),
         ),
         (re.compile(rf"(?i:{_REFERENCE})(?<!\w){option}(?!\w){over}{small}", re.MULTILINE),),
@@ -225,6 +230,7 @@ def _patterns(options: str, cues: tuple[str, ...], denials: tuple[str, ...], low
             rf"(?:(?i:option|choice) )?{option}(?:{hedge}|{end}(?:{mark}|,(?<![AI],)|,? (?:because|since|as)\b))"
         ),
         re.compile(rf"(?<!\S){option}{mark}(?!\S)"),
+        re.compile(rf"(?<!\w){one}(?!\w)"),
         re.compile(rf"(?i:(?:{taken_back})[ ,]?\0|\0\)? ?(?:{taken_back}))") if denials else None,
     )
 

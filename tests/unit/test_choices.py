@@ -159,6 +159,11 @@ SAID = [
     ("Answer seems to be A.\n\nAnswer: A", "A"),
 ]
 SAID += [
+    ("The answer is B. Actually, this is correct.", "B"),
+    ("The answer is B. Option A? No, that is wrong.", "B"),
+    ("All of them but A.", None),
+    ("I choose B rather than A.", "B"),
+    ("The answer is B. Wait, it isn't right.", None),
     ("Let's solve it.\n\nProblem: which one?\nContext: cities.\nThe answer is B.", "B"),
     ("Based on the above, the answer would be option B, as it", "B"),
     ("**Final Answer**: B) Paris", "B"),

@@ -1,7 +1,11 @@
 """Score kind `number`: how models write the number that they answer with, and what is no answer."""
 
+import json
+import os
 import time
 from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +16,7 @@ from jobs.numbers import number_of, written
 from jobs.scores import ScoreSpec, score, unusable_reference
 from jobs.task_spec import TaskSpec
 
+GSM8K = Path(os.environ.get("SWEEPER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "gsm8k" / "test.jsonl"
 NUMBER = ScoreSpec(kind="number")
 MARKED = ScoreSpec(kind="number", marker="####")
 
@@ -107,6 +112,14 @@ def test_with_a_marker_only_what_follows_it_counts() -> None:
     assert score(MARKED, "#### 5 #### $18 dollars", "18").value == 1
     assert score(MARKED, "The answer is 18", "#### 18").answer is None
     assert score(MARKED, "18 ####", "#### 18").answer is None
+
+
+def test_published_answers_are_right_against_themselves_and_wrong_against_the_next() -> None:
+    if not GSM8K.exists():
+        pytest.skip(f"{GSM8K} is not here")
+    answers = [json.loads(line)["answer"] for line in GSM8K.read_text().splitlines()[:300]]
+    assert all(score(spec, answer, answer).value == 1 for answer in answers for spec in (NUMBER, MARKED))
+    assert sum(score(NUMBER, a, b).value for a, b in pairwise(answers)) < 15  # some neighbours have the same answer
 
 
 def test_a_reference_without_a_number_is_refused() -> None:

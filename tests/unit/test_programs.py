@@ -80,6 +80,9 @@ SHAPES = {
     "usage in a loop": "```python\nCODE\nfor case in [(1,), (2,)]:\n    print(add(*case))\n```",
     "usage in a main": "```python\nCODE\ndef main():\n    a = int(input())\n    print(add(a))\n\nmain()\n```",
     "input": "```python\nCODE\na, b = map(int, input().split())\nprint(add(a, b))\n```",
+    "a main that asks": "```python\nCODE\ndef main():\n    print(int(input()))\n\nmain()\n```",
+    "a main that reads": "```python\nimport sys\nCODE\ndef main():\n    print(int(sys.stdin.read()))\n\nmain()\n```",
+    "readline": "```python\nimport sys\ninput = sys.stdin.readline\nCODE\nn = int(input())\nprint(add(n, n))\n```",
     "sys.stdin": "```python\nimport sys\nCODE\ndata = sys.stdin.read().split()\nn = int(data[0])\n"
     "print(add(n, n))\n```",
     "name guard": "```python\nCODE\nif __name__ == '__main__':\n    raise SystemExit(1)\n```",
@@ -237,7 +240,6 @@ ANSWERS: list[tuple[str, int | None]] = [
         0,
     ),
     ("```python\nassert True\n```", 0),
-    ("async def add(a, b):\n    return a + b\n", 0),
     ("```python\ndef add(a, b):\n\treturn a + b\n```", 1),
     ("def add(a, b):\n\tif a:\n\t    return a + b\n\treturn b\n", 1),
     ("```python\ndef add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n```", 1),
