@@ -68,14 +68,14 @@ def _bound(parts: Iterable[_Home]) -> set[str]:
 
 
 def _home_of(name: str, pieces: Sequence[Piece], stubs: bool) -> int | None:
-    """The number of the last piece that defines `name`; a stub or an import only where there is nothing else."""
+    """The number of the last piece that defines `name`; a stub, an import or half a definition only if there is no other."""
     found = [
-        ((s.defines(name), not _is_stub(s, name) and (stubs or s.node is not None)), number)
+        ((s.defines(name), not _is_stub(s, name) and (stubs or s.node is not None), not s.is_cut), number)
         for number, piece in enumerate(pieces)
         for s in piece.statements
         if name in s.binds
     ]
-    (_, has_body), number = max(found, default=((False, False), None))
+    (_, has_body, _), number = max(found, default=((False, False, False), None))
     return number if has_body or stubs else None
 
 

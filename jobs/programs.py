@@ -11,6 +11,7 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +19,21 @@ from jobs.answers import next_questions
 from jobs.assembly import Piece, all_of, assembled, is_definition
 from jobs.fences import OTHER_LANGUAGES, Stretch, stretches
 from jobs.sandbox import tests_of
-from jobs.statements import TooDeepError, broken, is_text, parsed, scope_names, statements_in_prose, statements_of
+from jobs.statements import (
+    Statement,
+    TooDeepError,
+    broken,
+    is_text,
+    may_be_cut,
+    parsed,
+    scope_names,
+    statements_in_prose,
+    statements_of,
+    without_beginnings,
+)
 
 _BUILTINS = frozenset(dir(builtins))
+_NO_BREAK = re.compile(r"^[ \t]*\xa0[ \t\xa0]*", re.MULTILINE)  # indentation as some web pages have it
 _END_MARK = re.compile(r"^(?:\[DONE\]|\[/PYTHON\]|</?s>)$", re.MULTILINE)  # of prompts for base models
 
 
@@ -31,6 +44,7 @@ def program_of(text: str, entry: Mapping[str, Any]) -> str | None:
     begins the definition (HumanEval), an answer may go on from there
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").lstrip("\n")
+    text = _NO_BREAK.sub(lambda blanks: blanks[0].replace("\xa0", " "), text)
     if not is_text(text):
         return text
     asked = asked_names(entry)
@@ -115,10 +129,18 @@ def _piece_of(text: str, cut_off: bool, is_bare: bool) -> Piece:
     try:
         for code in dict.fromkeys((text, _dedented(text))):
             if (module := parsed(code)) is not None:
-                return Piece(tuple(statements_of(code, module)), code)
+                return _piece_that_parses(code, statements_of(code, module), cut_off and not text.endswith("\n"))
         return Piece(tuple(statements_in_prose(code, cut_off, is_bare)), None)
     except TooDeepError:
         return Piece((broken(text),), None)
+
+
+def _piece_that_parses(code: str, found: list[Statement], ends_inside_a_line: bool) -> Piece:
+    """ends_inside_a_line: the answer may have been cut off in the last statement, although it parses"""
+    if not ends_inside_a_line or not found or not may_be_cut(found[-1]):
+        return Piece(tuple(found), code)
+    kept = without_beginnings([*found[:-1], replace(found[-1], is_cut=True)])
+    return Piece(tuple(kept), code if len(kept) == len(found) else "\n".join(one.text for one in kept))
 
 
 def _bare_pieces(bare: Sequence[Stretch], asked: frozenset[str]) -> list[Piece]:

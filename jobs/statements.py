@@ -11,7 +11,7 @@ import symtable
 import textwrap
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
 MOST_LINES = 40  # of a bracket or a string over several lines, where the code as a whole does not parse
@@ -39,12 +39,16 @@ def is_text(code: str) -> bool:
 
 @dataclass(frozen=True)
 class Statement:
-    """binds and reads: names of the module's scope; node: None where the statement does not parse."""
+    """binds and reads: names of the module's scope; node: None where the statement does not parse.
+
+    is_cut: whether the answer ended inside it, and only its beginning is here
+    """
 
     text: str
     binds: frozenset[str]
     reads: frozenset[str]
     node: ast.stmt | None
+    is_cut: bool = False
 
     def defines(self, name: str) -> bool:
         """Whether it binds `name` to something of its own; an import brings what another module defines."""
@@ -144,10 +148,24 @@ def statements_in_prose(text: str, may_end_early: bool, is_bare: bool, depth: in
         parts = ((code, module) for code in beginnings if (module := parsed(code)) is not None)
         code, module = next(parts, (chunk, None))
         if module is not None:
-            found += statements_of(code, module)
+            cut = is_cut and code != chunk
+            found += [replace(one, is_cut=cut) for one in statements_of(code, module)]
         elif (header := _HEADER.search(chunk)) and ":" in chunk[header.end() - 1 :] and not is_cut:
             found.append(broken(chunk))
-    return found
+    return without_beginnings(found)
+
+
+def without_beginnings(found: list[Statement]) -> list[Statement]:
+    """Without what was cut off, where it would replace a whole definition."""
+    whole = {name for one in found if not one.is_cut for name in one.binds}
+    return [one for one in found if not (one.is_cut and one.binds <= whole)]
+
+
+def may_be_cut(statement: Statement) -> bool:
+    """Whether the last statement of an answer that ended inside a line looks unfinished: a function without return."""
+    node = statement.node
+    returns = ast.Return | ast.Yield | ast.YieldFrom
+    return isinstance(node, ast.FunctionDef) and not any(isinstance(below, returns) for below in ast.walk(node))
 
 
 def _is_unfinished(chunk: str) -> bool:

@@ -69,6 +69,7 @@ SHAPES = {
     "fence in a list": "1. Code:\n   ```python\nINDENT3   ```\n",
     "bullet before the fence": "- ```python\nINDENT2  ```",
     "fence in a quotation": "> Sure:\n> ```python\nQUOTE> ```\n",
+    "no-break blanks": "NBSP",
     "tab before the fence": "\t```python\nTAB\t```\n",
     "prose before": "Sure! Here is the code:\n\nCODE",
     "prose after": "CODE\nThis function adds two numbers.\n",
@@ -109,6 +110,10 @@ SHAPES = {
     "stub last": "```python\nCODE```\nThe signature is\n```python\ndef add(a, b):\n    ...\n```",
     "half function after": "```python\nCODE\ndef helper(x):\n    for y in",
     "half of the same function after": "```python\nCODE```\nOr shorter:\n```python\ndef add(a, b):\n    return (a",
+    "half of the same function after, in text": "CODE\nShorter:\n\ndef add(a, b):\n    x = a\n    return (x",
+    "half of the same function after, which parses": "CODE\n\ndef add(a, b):\n    x = a\n    ret",
+    "half of the same function in a block": "```python\nCODE```\n```python\ndef add(a, b):\n    x = a\n    y = x +",
+    "half of it in a block, which parses": "```python\nCODE```\n```python\ndef add(a, b):\n    x = a\n    y = x",
     "half statement after": "CODE\nprint(add(1,",
     "half comment after": "CODE\n# and now we sh",
     "half string after": 'CODE\n"""This is how',
@@ -159,6 +164,7 @@ def written(shape: str, code: str) -> str:
     lines = code.splitlines()
     for mark, before in {"INDENT2": "  ", "INDENT3": "   ", "INDENT4": "    ", "QUOTE": "> ", "TAB": "\t"}.items():
         shape = shape.replace(mark, "".join(f"{before}{line}\n" for line in lines))
+    shape = shape.replace("NBSP", code.replace("    ", "\xa0" * 4))
     first, *rest = lines
     console = "".join(f"... {line}\n" if line[:1].isspace() else f">>> {line}\n" for line in rest)
     return shape.replace("CONSOLE", f"{first}\n{console}").replace("CODE", code)
