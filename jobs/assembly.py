@@ -68,7 +68,7 @@ def _bound(parts: Iterable[_Home]) -> set[str]:
 
 
 def _home_of(name: str, pieces: Sequence[Piece], stubs: bool) -> int | None:
-    """The number of the last piece that defines `name`; a stub, an import or half a definition only if there is no other."""
+    """The number of the last piece that defines `name`; a stub, an import or half a definition as a last resort."""
     found = [
         ((s.defines(name), not _is_stub(s, name) and (stubs or s.node is not None), not s.is_cut), number)
         for number, piece in enumerate(pieces)

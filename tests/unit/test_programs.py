@@ -297,6 +297,84 @@ def test_answers_to_a_prompt_that_begins_the_function(text: str, right: int | No
 
 # answers to a problem with a list of asserts
 MORE: list[tuple[str, int]] = [
+    ("以下是代码：\n\n" + GOOD + "\n这个函数返回和。", 1),
+    ("Voici le code :\n```python\n" + GOOD + "```\nSortie :\n```\n3\n```", 1),
+    ("```python\ndef add(a, b):\n    # returns “sum”\n    return a + b\n```", 1),
+    ("```python\n" + GOOD + "```\n```python\n" + GOOD.replace("add", "add_two") + "```", 1),
+    ("```python\n#!/usr/bin/env python3\n# -*- coding: utf-8 -*-\n" + GOOD + "```", 1),
+    (
+        "```python\nfrom typing import *\n```\n```python\n"
+        "def add(a: Optional[int], b: List[int]) -> Any:\n    return a + b\n```",
+        1,
+    ),
+    (
+        "```python\n"
+        + GOOD
+        + "\nclass TestAdd:\n    def test(self):\n        assert add(1, 2) == 4\n\nTestAdd().test()\n```",
+        1,
+    ),
+    ("```python\n" + GOOD + "\nassert add(1, 2) == 3, 'x'; print('ok')\n```", 1),
+    ("```python\n" + GOOD + "\nimport random; random.seed(0); x = random.random(); print(add(x, x))\n```", 1),
+    ("```python\n" + GOOD + '\nprint(f"{add(1, 2)!r:>10}")\n```', 1),
+    (
+        "```python\n"
+        + GOOD
+        + "\nresult = add(2, 3)\nexpected = 6\nassert result == expected, f'{result}'\nprint('done')\n```",
+        1,
+    ),
+    (
+        "```python\n"
+        + GOOD
+        + "\nresults = [add(*x) for x in [(1,)]]\nfor r in results:\n    if r: raise ValueError(r)\n```",
+        1,
+    ),
+    ("```python\n" + GOOD + "\nif add(1, 2) != 4:\n    raise AssertionError\n```", 1),
+    ("```python\n" + GOOD + "\nimport sys\nsys.exit(add(1, 2))\n```", 1),
+    ("```python\n" + GOOD + "\nn, m = 5, 6\nassert n == 7\n```", 1),
+    (
+        "```python\ndef add(a, b): return a + b\n\n# Driver code\nif __name__=='__main__':\n  a = 1\n"
+        "else:\n  raise SystemExit\n```",
+        1,
+    ),
+    (
+        "**add.py**\n```python\n"
+        + GOOD
+        + "```\n**main.py**\n```python\nfrom add import add\nimport requests\nprint(add(1, 2))\n```",
+        1,
+    ),
+    ("```python\nimport add_lib\n```\n\n```python\n" + GOOD + "```", 1),
+    ("Output of the program is 3.\n\n```output\n3\n```\n\n```python\n" + GOOD + "```", 1),
+    ("```python\n" + GOOD + "```\n\n```python-repl\n>>> add(1, 2)\n3\n```", 1),
+    ("```pycon\n>>> def add(a, b):\n...     return a + b\n...\n>>> add(1, 2)\n3\n```", 1),
+    ("In [1]: x\n```ipython\n" + GOOD + "```", 1),
+    ("```python\ndef add(a,\n        b):\n    return (a\n            + b)\n```", 1),
+    ("Code:\n\ndef add(a,\n        b):\n    return (a\n            + b)\n\nDone.", 1),
+    ("Code:\n\ndef add(\n    a,\n    b,\n):\n    return a + b\n\nDone.", 1),
+    ("Code:\n\nTABLE = {\n    1: 2,\n}\n\ndef add(a, b):\n    if a in TABLE: pass\n    return a + b\n\nDone.", 1),
+    ("Code:\n\n@deco\ndef add(a, b):\n    return a + b\n", 0),
+    ("Code:\n\ndef deco(f):\n    return f\n\n@deco\n# c\ndef add(a, b):\n    return a + b\nYes.", 1),
+    (
+        "Code:\n\ntry:\n    import numpy\nexcept ImportError:\n    numpy = None\n\ndef add(a, b):\n"
+        "    if numpy is None: pass\n    return a + b\nYes.",
+        1,
+    ),
+    ("Code:\n\nif True:\n    K = 0\nelse:\n    K = 1\n\ndef add(a, b):\n    return a + b + K\nYes.", 1),
+    ("add = lambda x, y: x + y", 1),
+    ("`add = lambda x, y: x + y`", 1),
+    ("```python\nadd = int.__add__\n```", 1),
+    ("```python\ndef add(*args):\n    return sum(args)\n```", 1),
+    ("def add(a, b):\n\n    return a + b\n\n\n    # trailing\n", 1),
+    ("def add(a, b):\n    return a + b;\n", 1),
+    ("def add(a, b): return a + b # sum", 1),
+    ("def add(a, b):\n    s = '''\ntext at the margin\n'''\n    return a + b\n\nThat is it.", 1),
+    ('def add(a, b):\n    s = """\n```\nfence\n```\n"""\n    return a + b\n', 1),
+    ('<tool_call>\n{"code": 1}\n</tool_call>\n```python\n' + GOOD + "```", 1),
+    ("```python\n" + GOOD + "```\n---\n```python\nprint(add(1,2)", 1),
+    ("```python\n" + GOOD + "``", 1),
+    ("```python\n" + GOOD + "`", 1),
+    ("```python\ndef add(a, b):\n    return a + b\n```python", 1),
+    ("```python\n\n\n\n" + GOOD + "\n\n```\n```\n```", 1),
+    ('def add(a, b):\n    """\n    >>> add(1, 2)\n    3\n    """\n    return a + b\n', 1),
     (
         "Here's the solution:\n\n```python\n"
         + GOOD
