@@ -24,12 +24,13 @@ _LATEX = (
     (re.compile("[\u2212\u2010\u2011\u2012\uff0d]"), "-"),
 )
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>(?<![\w)\]])[-+])?"
+    r"(?<![\w.^])(?<!\^\{)(?P<sign>(?<![\w)\]])[-+])?"
     r"(?:(?P<whole>\d{1,9}) (?=\d{1,9}/\d))?"
     r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f\u2009]\d{3})+(?!,?\d)|(?P<unclear>\d+(?:,\d+)+)|\d+)?(?P<decimals>\.\d+)?(?<=\d)"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w)"
     r"|(?: ?/ ?(?P<below>\d+)(?![\d./]))"
     r"|(?: ?[×x*] ?10\^?\{?(?P<power>[-+]?\d{1,3})\}?))?"
+    r"(?P<raised> ?\^(?! ?\{?\\circ))?"
 )
 _STATED = re.compile(r"\b(?:final |correct )?answer\b[^.!?\n]{0,60}?(?:\bis\b|\bbe\b|[:=：])|####", re.IGNORECASE)
 _SEVERAL = re.compile(r"[^\w.,;=]{0,4}(?:or|and|to|–|-)[^\w.,;=]{0,4}\d")  # '3 or 4', '3 to 4'
@@ -106,13 +107,17 @@ def _stated(text: str) -> Fraction | None:
 
 def _last(text: str) -> Fraction | None:
     found = deque(_NUMBER.finditer(text), maxlen=1)
-    return _value(found[0]) if found else None
+    if not found or re.search(r"\w[-–]$", text[max(0, found[0].start() - 2) : found[0].start()]):  # '5-6 hours'
+        return None
+    return _value(found[0])
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
     digits = re.sub(r"\D", "", found["digits"] or "0")
     power = int(found["exponent"] or found["power"] or 0)
-    if found["unclear"] or abs(power) > MOST_EXPONENT:  # '3,5' is 3.5 in some languages, and two numbers in others
+    if (
+        found["unclear"] or found["raised"] or abs(power) > MOST_EXPONENT
+    ):  # '3,5' is 3.5 in some languages, and two numbers in others
         return None
     if len(digits) + len(found["decimals"] or "") + len(found["below"] or "") > MOST_DIGITS:
         return None
