@@ -228,7 +228,56 @@ SAID += [
     ("The answer is most likely B", "B"),
     ("Probably B.", None),
 ]
+SAID += [
+    ("Sure! The correct answer is **B**.\n\nLet me explain:\n- A is wrong\n- C is wrong", "B"),
+    ("**B** is the best answer.", "B"),
+    ("I believe that option B is the best choice.", "B"),
+    ("B is the best answer here", "B"),
+    ("Of the options, B is correct.", None),
+    ("The answer must therefore be (B).", "B"),
+    ("Step 3: choose B", "B"),
+    ("My final choice: B", "B"),
+    ("Selected: B", "B"),
+    ("You should pick B.", "B"),
+    ("We can rule out A and C. It must be D.", "D"),
+    ("We can rule out A, C. So D.", "D"),
+    ("Eliminate A. Eliminate B. Eliminate C. Therefore D.", "D"),
+    ("correct: B", None),
+    ("Answer = (B)", "B"),
+    ("Answer is (B) since...", "B"),
+    ("The answer, then, is B.", None),
+    ("Let's go with B", "B"),
+    ("B!!", "B"),
+    ("B...", "B"),
+    ("B?", None),
+    ("Maybe B", None),
+    ("B (I think)", None),
+    ("Option B seems right", None),
+    ("The right answer: c", "C"),
+    ("ANSWER IS B", "B"),
+    ("the ANSWER: (C)", "C"),
+    ("answer\nB", "B"),
+    ("[B]", "B"),
+    ("{B}", "B"),
+    ("<B>", None),
+    ("B:", "B"),
+    ("'B'", "B"),
+    ("**Answer: B**\n\nBecause A is wrong", "B"),
+    ("A: foo\nB: bar\nThe answer is A", "A"),
+    ("Answer: A B", None),
+]
 WORDS = [
+    ("Answer: Yes", "yes"),
+    ("**Yes**", "yes"),
+    ("The answer is: no", "no"),
+    ("Therefore, the answer is maybe.", "maybe"),
+    ("In conclusion, yes.", "yes"),
+    ("Yes. Wait, no.", "no"),
+    ("Yes, but no", "yes"),
+    ('{"answer": "yes"}', "yes"),
+    ("No.", "no"),
+    ("There is no evidence. So, no.", "no"),
+    ("yes\n\nQ: next?\nA: no", "yes"),
     ("Therefore, yes.", "yes"),
     ("So the answer is no.", "no"),
     ("Yes, because it heals.", "yes"),
@@ -250,6 +299,44 @@ WORDS = [
 @pytest.mark.parametrize(("text", "option"), SAID)
 def test_letters(text: str, option: str | None) -> None:
     assert chosen("A-D", text) == option
+
+
+DIGITS = [
+    ("The answer is 2.", "2"),
+    ("\\boxed{2}", "2"),
+    ("2", "2"),
+    ("Option 2", "2"),
+    ("So the dose is 2 mg. The answer is 1.", "1"),
+    ("Therefore, option 2.", "2"),
+    ("There are 2 of 3.", None),
+    ("Hence (1).", "1"),
+    ("The answer is 2 or 3", None),
+    ("The answer is 2.5", None),
+    ("2 + 1 = 3", None),
+    ("It takes 3.", None),
+    ("10", None),
+]
+TEN = [
+    ("I think the answer is I.", "I"),
+    ("I cannot tell.", None),
+    ("So I would say C.", "C"),
+    ("I'd go with J", "J"),
+    ("The answer is (i)", "I"),
+    ("i", None),
+    ("It is I who", None),
+    ("Therefore I choose B.", "B"),
+    ("So I.", "I"),
+    ("A.", "A"),
+    ("Thus, I think B.", None),
+    ("Hence I conclude that the answer is (F).", "F"),
+    ("The answer is e.", "E"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), [("0|1|2|3", DIGITS), ("A-J", TEN)])
+def test_digits_and_ten_letters(options: str, said: list[tuple[str, str | None]]) -> None:
+    for text, option in said:
+        assert chosen(options, text) == option, text
 
 
 @pytest.mark.parametrize(("text", "option"), WORDS)
