@@ -28,7 +28,7 @@ _HEAD = (
     r"|\b(?:answer|ans\b\.?|my guess|(?:correct|right|best|final|my) (?:option|choice|letter|one))"
     r"(?: to (?:this|the) question)?"
     r"(?: is| are| was|['’]s"
-    r"| (?:would|should|must|has to|can only|seems to|appears to|turns out to)(?: (?:therefore|thus|then|clearly))? be)?"
+    r"| (?:would|should|must|has to|can only|seems to|appears to|turns out to)(?: (?:therefore|thus|then))? be)?"
     r"(?: (?:therefore|thus|clearly|definitely|simply|indeed|most likely|likely|probably))?"
     r"|^(?:option|choice)(?= ?[:=])"
     r"|\bi(?:['’]d| would|['’]ll| will)? (?:say|answer|guess)"
