@@ -33,25 +33,6 @@ NOBODY = 65534
 MOST_PROCESSES = 64  # of the user: enough for an honest answer, too few for a fork bomb
 START_S = 5.0  # of a Python, beside the tests' own time
 PATIENCE = 3  # seconds of the clock for one of CPU: a verdict shall not depend on what else the machine does
-FENCE = re.compile(r"```[a-zA-Z0-9+]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-
-
-def program_of(text: str, entry: Mapping[str, Any]) -> str | None:
-    """The program in an answer: the last fenced block that defines the entry point, else the last one, else the text.
-
-    What defines no entry point is taken for a completion of the problem's own prompt (HumanEval). None: no code at all.
-    """
-    name = entry.get("entry_point")
-    blocks = [block for block in FENCE.findall(text) if block.strip()]
-    defining = [block for block in blocks if name and _defines(block, name)]
-    code = (defining or blocks or [text])[-1]
-    if not code.strip():
-        return None
-    return code if not name or _defines(code, name) else f"{entry.get('prompt', '')}{code}"
-
-
-def _defines(code: str, name: str) -> bool:
-    return re.search(rf"^\s*(?:async\s+)?def\s+{re.escape(name)}\s*\(|^{re.escape(name)}\s*=", code, re.M) is not None
 
 
 def tests_of(entry: Mapping[str, Any]) -> str:

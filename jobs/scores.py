@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.answers import without_thinking
 from jobs.choices import chosen, options_of
 from jobs.evalplus_checks import checked
+from jobs.numbers import number_of, written
 from jobs.strict import Strict
 
 MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the final answer stands there
@@ -20,6 +23,7 @@ MOST_CHARACTERS = 50_000  # of an answer that are looked at, from its end: the f
 # kind -> the settings that it has
 _SETTINGS = {
     "exact": {"marker", "ignore_case"},
+    "number": {"marker"},
     "math": set(),
     "choice": {"options", "cues", "denials"},
     "generator": {"partial"},
@@ -27,13 +31,16 @@ _SETTINGS = {
     "code": {"timeout_s", "memory_mb"},
     "evalplus": {"timeout_s", "memory_mb"},
 }
+# kind -> how often what it reads in an answer has changed, where it has: old results are not taken for new ones
+_READINGS = {"choice": 2, "code": 2, "evalplus": 2}
+_SKIPS_REASONING = {"number", "choice", "code", "evalplus"}
 
 
 class ScoreSpec(Strict):
     """How an answer to a task's prompt is scored, in [0, 1]."""
 
-    kind: Literal["exact", "math", "choice", "generator", "similarity", "code", "evalplus"] = "exact"
-    marker: str | None = Field(None, description="exact: what follows its last occurrence is the answer")
+    kind: Literal["exact", "number", "math", "choice", "generator", "similarity", "code", "evalplus"] = "exact"
+    marker: str | None = Field(None, description="exact, number: what follows its last occurrence is the answer")
     ignore_case: bool = Field(False, description="exact: a = A")
     options: str = Field("A-J", description="choice: a range of letters, or words: yes|no|maybe")
     cues: tuple[str, ...] = Field(
@@ -70,6 +77,10 @@ class ScoreSpec(Strict):
                 )
         return self
 
+    def identity(self) -> dict[str, int]:
+        """What belongs to a task's key beside the settings: the version of how answers of this kind are read."""
+        return {"scoring": _READINGS[self.kind]} if self.kind in _READINGS else {}
+
 
 @dataclass(frozen=True)
 class Score:
@@ -85,19 +96,21 @@ def score(spec: ScoreSpec, text: str, wanted: str, entry: Mapping[str, Any] | No
     wanted: the reference answer; entry: the generator's item or the code problem's fields, for kinds that read one
     """
     text = text[-MOST_CHARACTERS:]
+    if spec.kind in _SKIPS_REASONING:
+        text = without_thinking(text)
+    if spec.kind in ("generator", "code", "evalplus"):
+        assert entry is not None
+        return _generator(spec, text, entry) if spec.kind == "generator" else _code(spec, text, entry)
     match spec.kind:
         case "exact":
             return _exact(spec, text, wanted)
+        case "number":
+            return _number(spec, text, wanted)
         case "math":
             return _math(text, wanted)
         case "choice":
             return _choice(spec, text, wanted)
-        case "generator":
-            return _generator(spec, text, entry)
-        case "similarity":
-            return _similarity(text, wanted)
-        case "code" | "evalplus":
-            return _code(spec, text, entry)
+    return _similarity(text, wanted)
 
 
 def final_answer(text: str, marker: str | None) -> str:
@@ -117,6 +130,27 @@ def _exact(spec: ScoreSpec, text: str, wanted: str) -> Score:
         right = final_answer(wanted, None)
     same = got.casefold() == right.casefold() if spec.ignore_case else got == right
     return Score(float(same and bool(got)), got or None)
+
+
+def _number(spec: ScoreSpec, text: str, wanted: str) -> Score:
+    """Raises ValueError where the reference itself holds no number: nothing could be right."""
+    right = _wanted_number(spec, wanted)
+    if right is None:
+        raise ValueError(no_number(wanted))
+    got = number_of(text, spec.marker)
+    return Score(float(got == right), None if got is None else written(got))
+
+
+def _wanted_number(spec: ScoreSpec, wanted: str) -> Fraction | None:
+    """The reference's number; a reference may be the bare answer, without the marker."""
+    return number_of(wanted, spec.marker if spec.marker and spec.marker in wanted else None)
+
+
+def no_number(wanted: str) -> str:
+    return (
+        f"its reference answer '{wanted[:60]}' has no number in it; "
+        "name the field that has one with reference, or score it as exact or math"
+    )
 
 
 def _math(text: str, wanted: str) -> Score:
@@ -145,14 +179,15 @@ def unusable_reference(spec: ScoreSpec, wanted: str) -> str | None:
     """Why no answer could ever be right by this reference; None where one could."""
     if spec.kind == "choice" and chosen(spec.options, wanted, spec.cues, spec.denials) is None:
         return no_option(spec, wanted)
+    if spec.kind == "number" and _wanted_number(spec, wanted) is None:
+        return no_number(wanted)
     return None
 
 
-def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
+def _generator(spec: ScoreSpec, text: str, entry: Mapping[str, Any]) -> Score:
     """reasoning-gym's own scorer, in a process of its own: some evaluate the answer. Right is its full score."""
     from jobs.judge import generator_verdict
 
-    assert entry is not None
     answer = text.strip()
     if not answer:
         return Score(0.0, None)
@@ -170,10 +205,10 @@ def _similarity(text: str, wanted: str) -> Score:
     return Score(JaroWinkler.similarity(answer.lower(), wanted.strip().lower(), prefix_weight=0.1), answer)
 
 
-def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any] | None) -> Score:
-    from jobs.sandbox import passes, program_of, tests_of
+def _code(spec: ScoreSpec, text: str, entry: Mapping[str, Any]) -> Score:
+    from jobs.programs import program_of
+    from jobs.sandbox import passes, tests_of
 
-    assert entry is not None
     program = program_of(text, entry)
     if program is None:
         return Score(0.0, None)

@@ -76,8 +76,8 @@ class Examples(Strict):
                 raise ValueError(f"{field} goes with hub")
         if self.messages is not None and (self.template or self.response_template or self.system) is not None:
             raise ValueError("messages holds whole chats; templates and system go with prompt and response")
-        if self.answer_marker is not None and self.score.kind != "exact":
-            raise ValueError(f"answer_marker goes with score exact, not {self.score.kind}")
+        if self.answer_marker is not None and self.score.kind not in ("exact", "number"):
+            raise ValueError(f"answer_marker goes with score exact or number, not {self.score.kind}")
         if self.omit_empty and self.template is None:
             raise ValueError("omit_empty is about lines of a template; give one, or leave it out")
         if self.generator is not None:
@@ -125,7 +125,7 @@ class Benchmark(Examples):
 
     def identity(self) -> dict[str, Any]:
         files = {"files": self.fingerprint or self.path} if self.path else {}
-        return self.model_dump(exclude=_NEVER, exclude_defaults=True, mode="json") | files
+        return self.model_dump(exclude=_NEVER, exclude_defaults=True, mode="json") | files | self.score.identity()
 
 
 class TaskSpec(Examples):
@@ -173,7 +173,7 @@ class TaskSpec(Examples):
             same = {k: dump[k] for k in _ALWAYS}
             if self.path is not None:
                 same["files"] = self.fingerprint or [self.path, self.heldout_path]
-        same |= self.model_dump(mode="json", exclude=_ALWAYS | _NEVER, exclude_defaults=True)
+        same |= self.model_dump(mode="json", exclude=_ALWAYS | _NEVER, exclude_defaults=True) | self.score.identity()
         if self.parts:
             same["parts"] = [part.identity() for part in self.parts]
         if self.benchmarks:

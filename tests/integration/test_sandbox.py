@@ -1,5 +1,6 @@
 """Answers that are code: right ones pass, and what is out to pass, to stay or to get out does not."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sandbox import program_of
+from jobs.programs import program_of
 from jobs.scores import ScoreSpec, score
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,39 @@ ANSWERS = [
 @pytest.mark.parametrize(("text", "value"), ANSWERS)
 def test_code(text: str, value: float) -> None:
     assert score(CODE, text, "", ADD).value == value
+
+
+# answer, value: where the program stands in an answer (tests/unit/test_programs.py has many more shapes)
+SHAPES = [
+    (fenced(GOOD) + "Example usage:\n" + fenced("print(add(1, 2, 3))\n"), 1),
+    (fenced(GOOD) + "Output:\n```\n3\n```", 1),
+    (fenced("def h(a, b):\n    return a + b\n") + fenced("def add(a, b):\n    return h(a, b)\n"), 1),
+    (fenced("def add(a, b):\n    return a - b\n") + "Better:\n" + fenced(GOOD), 1),
+    (fenced(GOOD).replace("\n", "\r\n"), 1),
+    ("1. Code:\n   ```python\n   def add(a, b):\n       return a + b\n   ```", 1),
+    ("Sure! Here is the code:\n\n" + GOOD, 1),
+    ("    return a + b\n\n\ndef other():\n    pass\n\nprint(add(1", 1), (GOOD + "\ndef half(x):\n    for y in", 1),
+    (GOOD + "a, b = map(int, input().split())\nprint(add(a, b))\n", 1), (fenced(GOOD + "assert add(1, 2) == 4\n"), 1),
+    ("<think>" + fenced("def add(a, b):\n    return 0\n") + "</think>" + GOOD, 1),
+    (fenced("import unittest\n" + GOOD + "unittest.main()\n"), 1),
+    (fenced(GOOD) + fenced("from solution import add\nassert add(1, 1) == 3\n"), 1),
+    (fenced(GOOD) + fenced("def add(a, b):\n    retrun\n"), 0),
+    (fenced("def add(a, b):\n    return a - b\n") + fenced("assert add(1, 2) == -1\n"), 0),
+    ("Sure! Here:\n\ndef add(a, b):\n    return 0\n", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SHAPES)
+def test_the_program_is_found_in_an_answer(text: str, value: float) -> None:
+    assert score(CODE, text, "", ADD).value == value
+
+
+def test_the_shared_cases_are_scored_right() -> None:
+    cases = Path(os.environ.get("SWEEPER_CASES", ROOT.parent / "shared" / "cases")) / "code_answers.json"
+    if not cases.exists():
+        pytest.skip(f"{cases} is not here")
+    for case in json.loads(cases.read_text()):
+        assert score(CODE, case["answer"], "", {"test_list": case["tests"]}).value == case["right"], case["shape"]
 
 
 def test_a_loop_ends_in_time_and_leaves_no_process_behind(tmp_path: Path) -> None:

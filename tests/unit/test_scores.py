@@ -18,7 +18,7 @@ from jobs.choices import options_of
 from jobs.judge import _Judge
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
 from jobs.scores import ScoreSpec, score
-from jobs.task_spec import Benchmark
+from jobs.task_spec import Benchmark, TaskSpec
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SWEEPER_DATA", ROOT.parent / "shared" / "data"))
@@ -370,6 +370,21 @@ def test_a_setting_of_another_kind_is_refused() -> None:
     with pytest.raises(ValidationError, match="a range of letters such as A-D"):
         ScoreSpec(kind="choice", options="A")
     assert options_of("A-D") == ("A", "B", "C", "D")
+
+
+def test_how_answers_are_read_belongs_to_the_key_where_it_has_changed() -> None:
+    """Trials that were scored by the first reading of these kinds are not taken for new ones; others keep theirs."""
+    for kind, version in (
+        ("choice", 2),
+        ("code", 2),
+        ("evalplus", 2),
+        ("exact", None),
+        ("math", None),
+        ("number", None),
+    ):
+        source = {"path": "a.jsonl", "score": {"kind": kind}}
+        assert TaskSpec.model_validate(source).identity().get("scoring") == version
+        assert Benchmark.model_validate(source).identity().get("scoring") == version
 
 
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer() -> None:
