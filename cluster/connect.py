@@ -32,6 +32,9 @@ LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 HEAD = {"node:__internal_head__": 0.0001}  # Ray's name for the head: an actor that asks for a bit of it runs there
 
 
+MOST_TMPDIR = 35
+
+
 class ConnectError(ConnectionError):
     """No Ray at the address."""
 
@@ -51,6 +54,7 @@ def connected(address: str | None, num_cpus: int | None = None, preload: str | N
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if address is None:
         os.environ.update(LOOPBACK_ENV)
+        os.environ["RAY_TMPDIR"] = short_folder(os.environ)
     import ray
 
     if address is not None:
@@ -72,6 +76,22 @@ def connected(address: str | None, num_cpus: int | None = None, preload: str | N
             yield
         finally:
             _shut_down()
+
+
+def short_folder(environment: Mapping[str, str]) -> str:
+    """Where an embedded Ray keeps its session: the temporary directory, or a shorter one where that is too long.
+
+    Its sockets' paths have some 65 characters below it, and the system allows 107 in all. Schedulers such as Slurm set
+    a long TMPDIR. Raises ConnectError where no short one can be written.
+    """
+    named = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    for folder in (named, "/tmp", "/var/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= MOST_TMPDIR and os.access(folder, os.W_OK):
+            return folder
+    raise ConnectError(
+        f"Ray needs a temporary directory of at most {MOST_TMPDIR} characters that can be written; {named} is none, "
+        "nor are /tmp, /var/tmp and /dev/shm: set RAY_TMPDIR to one"
+    )
 
 
 def _shut_down() -> None:

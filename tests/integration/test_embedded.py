@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,10 +12,11 @@ import pytest
 
 from cluster.fork_server import GPUS
 
-from .conftest import ROOT, environment, until
+from .conftest import ROOT, environment, sweeper, until, write_spec
 
 DRIVER = """
 import sys
+from pathlib import Path
 from cluster.connect import connected
 with connected(None, num_cpus=1, preload="jobs.preload"):
     import ray
@@ -105,3 +107,11 @@ def test_workers_are_forks_as_far_as_there_is_a_server_and_else_what_they_were()
     for name in ("path", "argv", "variables"):
         assert len({json.dumps(look[name], sort_keys=True) for look in looks}) == 1, name
     assert forks[0]["variables"]["MINE"] == "1"
+
+
+def test_a_sweep_runs_where_the_temporary_directory_has_a_long_name(storage: Path, tmp_path: Path) -> None:
+    """As schedulers make them for each job: too long for a socket's path."""
+    long = tmp_path / ("job-" + "1" * 60)
+    long.mkdir()
+    done = sweeper("run", write_spec(tmp_path), storage=storage, env={"TMPDIR": str(long)})
+    assert done.returncode == 0, done.stderr

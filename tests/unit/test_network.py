@@ -1,10 +1,12 @@
 """The interface that workers on several hosts meet over."""
 
 import os
+from pathlib import Path
 
 import psutil
 import pytest
 
+from cluster.connect import short_folder
 from jobs.network import interface_of, meet_at
 
 
@@ -22,3 +24,13 @@ def test_what_the_user_says_stays_and_an_unknown_address_decides_nothing(monkeyp
         monkeypatch.setenv(name, "ib0")
     meet_at("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
+
+
+def test_a_long_temporary_directory_is_not_rays(tmp_path: Path) -> None:
+    """Schedulers set one, and a socket's path has at most 107 characters."""
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    assert short_folder({"TMPDIR": "/tmp"}) == "/tmp"
+    assert short_folder({}) == "/tmp"
+    assert short_folder({"TMPDIR": str(long)}) == "/tmp"
+    assert short_folder({"RAY_TMPDIR": "/var/tmp", "TMPDIR": str(long)}) == "/var/tmp"
