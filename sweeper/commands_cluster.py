@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sweeper import commands_local
 from sweeper.options import (
     ON_CLUSTER,
+    OWNER,
     add,
     cluster_options,
     given_uri,
     is_remote,
     json_option,
+    owner,
     spec_options,
     sweep_of,
     sweep_options,
@@ -157,7 +160,7 @@ def submit(args: argparse.Namespace) -> int:
     plan = make_plan(sweep_of(args), data_root)
     remote.check_paths(plan, [data_root, *([args.given_storage] if args.given_storage else [])])
     cluster = _cluster(args)
-    job = remote.submit(cluster, plan, _remote_options(args), {ON_CLUSTER: "1"}, not args.no_ship)
+    job = remote.submit(cluster, plan, _remote_options(args), {ON_CLUSTER: "1", OWNER: owner()}, not args.no_ship)
     if args.json:
         print(json.dumps(remote.job_facts(job) | {"trials": len(plan.trials)}, indent=1))
     else:
@@ -189,7 +192,7 @@ def _run_again(args: argparse.Namespace, name: str) -> int:
 
         with bundle(None, not args.no_ship) as folder:
             command = [name, args.sweep, *args.trial, *_remote_options(args)]
-            job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1"})
+            job = _cluster(args).submit(args.sweep, command, folder, {ON_CLUSTER: "1", OWNER: owner()})
         print(json.dumps(job_facts(job), indent=1) if args.json else job.id)
         return 0
     if args.json:
@@ -211,6 +214,8 @@ def _run_again(args: argparse.Namespace, name: str) -> int:
     args.spec = store.sweep_dir(args.sweep) / "sweep.yaml"
     args.data_root = Path(facts.get("data_root", args.spec.parent))
     args.tracking_uri = given_uri(args) or facts["tracking_uri"]
+    if facts.get("owner"):  # whoever resumes it, it stays theirs
+        os.environ[OWNER] = facts["owner"]
     return commands_local.run(args)
 
 

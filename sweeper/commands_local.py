@@ -15,6 +15,7 @@ from sweeper.options import (
     cluster_options,
     data_root_of,
     json_option,
+    owner,
     spec_options,
     sweep_of,
     sweep_options,
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_paths(plan, [data_root_of(args).resolve(), store.root])
     uri = tracking_uri_of(args, store, None)
-    unfinished = run_sweep(plan, store, uri, args.address, data_root_of(args))
+    unfinished = run_sweep(plan, store, uri, args.address, data_root_of(args), owner())
     name = plan.spec.settings.name
     paths = _write_report(store, name, uri, None)
     print(f"report:  {paths['report.html']}\nfigure:  {paths['continuum.png']}\nMLflow:  {uri}")

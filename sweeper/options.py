@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # set for what runs on a cluster as a job: its defaults are the cluster's, never a job's folder
 ON_CLUSTER = "SWEEPER_ON_CLUSTER"
+OWNER = "SWEEPER_OWNER"  # for a job on a cluster, where all run as one user
 
 
 def add(
@@ -140,6 +142,14 @@ def data_root_of(args: argparse.Namespace) -> Path:
     if args.data_root is not None:
         return Path(args.data_root)
     return Path(os.environ["SWEEPER_DATA"]) if "SWEEPER_DATA" in os.environ else Path(args.spec).parent
+
+
+def owner() -> str:
+    """Who runs this command; of a job on a cluster, who submitted it."""
+    try:
+        return os.environ.get(OWNER) or getpass.getuser()
+    except (KeyError, OSError):  # no name for the user of a container
+        return f"user {os.getuid()}"
 
 
 def is_remote(args: argparse.Namespace) -> bool:

@@ -25,6 +25,7 @@ from sweeper import control
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed, shape_of, smallest_shape
 from sweeper.grouping import in_order, kin_of
+from sweeper.kept import weights_not_kept
 from sweeper.plan import Plan
 from sweeper.progress import Progress, bar
 from sweeper.race import standing
@@ -48,14 +49,20 @@ def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
     return sorted(todo, key=lambda t: shape_of(t.execution), reverse=True)
 
 
-def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path) -> int:
-    """Train what is not finished yet. Returns the number of trials that failed or did not end."""
+def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root: Path, owner: str = "") -> int:
+    """Train what is not finished yet. Returns the number of trials that failed or did not end.
+
+    owner: who runs it; the sweep of that name may be somebody else's (StoreError)
+    """
     name = plan.spec.settings.name
     with store.lock(name), Claims(store.root) as claims:
+        store.check_owner(name, owner)
+        if (reason := weights_not_kept(store, plan)) is not None:
+            raise SpecError(plan.spec.source, [reason])
         damaged = _damaged(store, plan)
         pending = [trial for trial in pending_trials(store, plan) if trial.key not in damaged]
         read = check_inputs(pending, store.root)
-        facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve())}
+        facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve()), "owner": owner}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
         with TrackingThread(store, name, uri, say.line) as tracking:

@@ -54,6 +54,15 @@ class Store:
         write_text(self.sweep_dir(name) / "sweep.yaml", source)
         write_text(self.sweep_dir(name) / "plan.json", json.dumps(plan, indent=1))
 
+    def check_owner(self, name: str, owner: str) -> None:
+        """Raises StoreError where the sweep of that name is somebody else's: its file would be overwritten."""
+        known = self.plan(name).get("owner") if (self.sweep_dir(name) / "plan.json").exists() else None
+        if known not in (None, owner):
+            raise StoreError(
+                f"sweep '{name}' in {self.root} is {known}'s, and you are {owner}; give yours another name. Trials "
+                "that both have in common are trained once"
+            )
+
     def plan(self, name: str) -> dict[str, Any]:
         file = self.sweep_dir(name) / "plan.json"
         if not file.exists():

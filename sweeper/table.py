@@ -16,6 +16,7 @@ from sweeper.fitting import fitting
 from sweeper.gpu_memory import may_share, measured, placed, why_whole
 from sweeper.gpu_share import in_words, parts_of
 from sweeper.grouping import groups_facts
+from sweeper.kept import weights_not_kept
 from sweeper.plan import Plan
 from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
@@ -56,7 +57,7 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "gpu_hours": _gpu_hours(trials),
         "gpu_shares": _gpu_shares(plan, store),
         "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
-        "notes": plan.notes,
+        "notes": [*plan.notes, *filter(None, [weights_not_kept(store, plan)])],
         "trials": trials,
     }
 

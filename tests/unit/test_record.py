@@ -198,3 +198,14 @@ def test_a_mark_of_before_says_nothing_of_its_files(tmp_path: Path) -> None:
     target = checkpoint(trial, 10)
     (target / "COMPLETE").write_text("")
     assert trial.intact_checkpoint() == (target, [])
+
+
+def test_a_sweep_of_somebody_elses_is_not_overwritten(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.check_owner("s", "ada")
+    store.save_plan("s", "name: s", [], {"owner": "ada"})
+    store.check_owner("s", "ada")
+    with pytest.raises(StoreError, match="sweep 's' in .* is ada's, and you are grace; give yours another name"):
+        store.check_owner("s", "grace")
+    store.save_plan("t", "name: t", [], {})  # of before owners were recorded
+    store.check_owner("t", "grace")
