@@ -262,6 +262,7 @@ def _make(folder: Path, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, data
         facts: dict[str, Any] = {
             "version": VERSION, "task": task.name, "tokeniser": tokeniser_digest(tokenizer), "noisy": data.noisy,
             "runs": len((parts / "runs").read_text().splitlines()),
+            "invalid": {"rows": data.left_out.rows, "reasons": data.left_out.reasons},
         }  # fmt: skip
         for kind, made in (("train", train), ("heldout", heldout)):
             facts[kind] = _write(target, kind, made)
@@ -336,9 +337,9 @@ def _problems(prompt_lengths: Sequence[int] | np.ndarray, examples: Sequence[Exa
 
 
 def _plain(example: Example) -> dict[str, Any]:
-    """asked and told have served when leaks are counted."""
+    """asked and told have served when leaks are counted, where in errors: a corpus is the same wherever its files lie."""
     plain = dataclasses.asdict(example) | {"score": example.score.model_dump(mode="json")}
-    return {name: value for name, value in plain.items() if name not in ("asked", "told")}
+    return {name: value for name, value in plain.items() if name not in ("asked", "told", "where")}
 
 
 def _example(fields: dict[str, Any]) -> Example:

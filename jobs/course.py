@@ -151,7 +151,8 @@ def yardsticks(
         for kind, rows in (("train", prepared.train), ("heldout", prepared.heldout))
         for what in ("cut", "dropped")
     }
-    return row | cut | {"data/train_noisy": prepared.facts["noisy"]}
+    invalid = prepared.facts.get("invalid", {"rows": 0})["rows"]
+    return row | cut | {"data/train_noisy": prepared.facts["noisy"], "data/invalid": invalid}
 
 
 class _Window:
