@@ -13,7 +13,7 @@ class Turn:
     """One message of a chat.
 
     content: its text; empty where the turn has none of its own (it only calls tools)
-    more:    JSON of what else the template may read ({"tool_calls": [...]}), in the order of the data; empty for nothing
+    more:    JSON of what else the template may read ({"tool_calls": [...]}), keys as the data order them; empty: none
     """
 
     role: str

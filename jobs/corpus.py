@@ -224,15 +224,30 @@ def corpus_for(
 
     Raises TaskError, BackboneError.
     """
+    kept, tokenizer = _kept(backbone, task, root)
+    if kept is not None:
+        return kept
+    return corpus(tokenizer or load_tokenizer(backbone, root), task, root, told, read)
+
+
+def kept_corpus(backbone: BackboneSpec, task: TaskSpec, root: Path) -> Corpus | None:
+    """The corpus that an earlier run has made; None where there is none. Raises BackboneError."""
+    return _kept(backbone, task, root)[0]
+
+
+def _kept(backbone: BackboneSpec, task: TaskSpec, root: Path) -> tuple[Corpus | None, PreTrainedTokenizerBase | None]:
+    """The corpus, and the tokenizer where it had to be loaded to find it."""
     mark = _mark(backbone, root)
-    if mark is not None and mark.is_file():
-        folder = corpus_dir(mark.read_text().strip(), task, root)
-        if folder.is_dir():
-            return _opened(folder)
-    tokenizer = load_tokenizer(backbone, root)
-    if mark is not None:
-        write_text(mark, f"{tokeniser_digest(tokenizer)}\n")
-    return corpus(tokenizer, task, root, told, read)
+    if mark is None and local_dir(backbone, root) is not None:  # a backbone that is yet to be made
+        return None, None
+    tokenizer = None
+    if mark is None or not mark.is_file():
+        tokenizer = load_tokenizer(backbone, root)
+        if mark is not None:
+            write_text(mark, f"{tokeniser_digest(tokenizer)}\n")
+    digest = tokeniser_digest(tokenizer) if tokenizer is not None else Path(str(mark)).read_text().strip()
+    folder = corpus_dir(digest, task, root)
+    return (_opened(folder) if folder.is_dir() else None), tokenizer
 
 
 def _mark(backbone: BackboneSpec, root: Path) -> Path | None:
@@ -337,7 +352,7 @@ def _problems(prompt_lengths: Sequence[int] | np.ndarray, examples: Sequence[Exa
 
 
 def _plain(example: Example) -> dict[str, Any]:
-    """asked and told have served when leaks are counted, where in errors: a corpus is the same wherever its files lie."""
+    """asked and told serve to count leaks, where serves errors: a corpus is the same wherever files lie."""
     plain = dataclasses.asdict(example) | {"score": example.score.model_dump(mode="json")}
     return {name: value for name, value in plain.items() if name not in ("asked", "told", "where")}
 

@@ -1,4 +1,4 @@
-"""A row's fields as text, and templates over them. Nothing is trained that only Python would write: None, nan, a list."""
+"""A row's fields as text, and templates over them. What only Python would write (None, nan, a list) is refused."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def spelt(value: Any) -> str:
         case int() | float() | Decimal():
             return str(value)
         case list() | tuple():
-            reason = "is a list; write {field[0]} for what is inside"
+            reason = "is a list; write {field[0]} for one of its items, {field:lines} for all"
         case dict():
-            reason = "is a mapping; write {field[key]} for what is inside"
+            reason = "is a mapping; write {field[key]} for one of its values"
         case bytes():
             reason = "is binary, not text"
         case _:
@@ -56,7 +56,9 @@ def _half_pair(text: str) -> str | None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        return f"has half a surrogate pair, \\u{code:04x}, at character {error.start + 1}; it was cut inside a character"
+        return (
+            f"has half a surrogate pair, \\u{code:04x}, at character {error.start + 1}; it was cut inside a character"
+        )
     return None
 
 
@@ -112,8 +114,8 @@ def check_template(template: str) -> str | None:
 class _Fields(string.Formatter):
     """{field}, {field[0]}, {field[key]}: a row's own values and nothing behind them. `values`: as they were written.
 
-    After a colon: how a number is written (Python's format), `letter` (0 is A), `letter-from-1` (1 is A), or words to
-    choose from (`no|yes`: 0 and false are the first).
+    After a colon: how a number is written (Python's format), `letter` (0 is A), `letter-from-1` (1 is A), words to
+    choose from (`no|yes`: 0 and false are the first), of a list `lines` (an item a line), `lettered` (A. and an item).
     """
 
     def __init__(self) -> None:
@@ -128,7 +130,9 @@ class _Fields(string.Formatter):
             )
         path = _PATH.fullmatch(field_name)
         if path is None:
-            raise ValueError(f"the template asks for '{field_name}', which is not a field; write {{{{ and }}}} for braces")
+            raise ValueError(
+                f"the template asks for '{field_name}', which is not a field; write {{{{ and }}}} for braces"
+            )
         value = kwargs[path[1]]
         for key in re.findall(r"\[([^\[\]]+)\]", path[2]):
             value = _inside(value, key, field_name)
@@ -154,7 +158,9 @@ def _inside(value: Any, key: str, name: str) -> Any:
 
 
 def _chosen(value: Any, spec: str) -> str:
-    """A value by a format: a letter, one of several words, or Python's own for numbers."""
+    """A value by a format: a letter, one of several words, a list's items, or Python's own for numbers."""
+    if spec in ("lines", "lettered"):
+        return _listed(value, lettered=spec == "lettered")
     if spec in _LETTERS:
         if isinstance(value, str) and re.fullmatch("[A-Za-z]", value.strip()):
             return value.strip().upper()
@@ -166,9 +172,22 @@ def _chosen(value: Any, spec: str) -> str:
         return format(value, spec)
     except (ValueError, TypeError):
         raise ValueError(
-            f"cannot be written as '{spec}' ({str(value)[:40]}); known are letter, letter-from-1, words such as no|yes, "
-            "and Python's formats of numbers"
+            f"cannot be written as '{spec}' ({str(value)[:40]}); known are letter, letter-from-1, words "
+            "such as no|yes, lines, lettered, and Python's formats of numbers"
         ) from None
+
+
+def _listed(value: Any, lettered: bool) -> str:
+    """A line an item; a mapping's keys are its letters."""
+    if isinstance(value, Mapping) and lettered:
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(chr(ord("A") + number), item) for number, item in enumerate(value)]
+    else:
+        raise ValueError(f"is no list ({type(value).__name__})")
+    if not items or (len(items) > len(string.ascii_uppercase) and lettered):
+        raise ValueError(f"is a list of {len(items)} items")
+    return "\n".join(f"{key}. {spelt(item)}" if lettered else spelt(item) for key, item in items)
 
 
 def _at(choices: Sequence[str], value: Any, first: int) -> str:

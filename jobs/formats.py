@@ -155,16 +155,18 @@ def advice(row: Mapping[str, Any]) -> str:
     if {"chosen", "rejected"} <= row.keys():
         chats = isinstance(row["chosen"], list)
         what = "messages: chosen" if chats else "response: chosen, and prompt"
-        return f"these are preference pairs; to train on the better answers write {what}"
+        return f"preference pairs; to train on the better answers write {what}"
     if len(row) == 1 and isinstance(row.get("text"), str):
-        return "text without a prompt is pre-training data; sweeps need a prompt and its response in fields of their own"
+        return (
+            "text without a prompt is pre-training data; sweeps need a prompt and its response in fields of their own"
+        )
     if readings:
         ways = " or ".join(", ".join(f"{name}: {value}" for name, value in one.items()) for one in readings)
         return f"{has(row)}; write {ways}"
     if {"choices", "answer"} <= row.keys() or {"options", "answer"} <= row.keys():
         name = "choices" if "choices" in row else "options"
         return (
-            f"{has(row)}; write a template, such as \"{{question}}\\nA. {{{name}[0]}}\\nB. {{{name}[1]}}\", and "
+            f'{has(row)}; write a template, such as "{{question}}\\nA. {{{name}[0]}}\\nB. {{{name}[1]}}", and '
             "response: '{answer:letter}' where the answer is an index"
         )
     return has(row)

@@ -1,7 +1,7 @@
 """Rows of local files: which files a path names, how each is decoded, and where a row stands.
 
-A problem of one row is handed on as that row, so that a task may leave it out; a problem of the file is raised. Both are
-TaskErrors of one line that name the file and the row.
+A problem of one row is handed on in its place, so that a task may leave it out; a problem of the file is raised. Both
+are TaskErrors of one line that name the file and the row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jobs.task_error import TaskError
+from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import FILE_KINDS, kind_of_file
 
 Row = dict[str, Any] | TaskError
@@ -58,9 +58,10 @@ def data_files(path: str) -> list[Path]:
     elif place.exists():
         raise TaskError(f"{place} is neither a file nor a folder")
     else:
-        raise TaskError(f"no file {place}; relative paths start at --data-root")
+        raise NotAtHand(f"no file {place}; relative paths start at --data-root")
     if not found:
-        raise TaskError(f"no data files in {path}; they end with {', '.join(FILE_KINDS)}, or .gz after it")
+        missing = NotAtHand if glob.has_magic(path) else TaskError
+        raise missing(f"no data files in {path}; they end with {', '.join(FILE_KINDS)}, or .gz after it")
     kinds = sorted({str(kind_of_file(file.name)) for file in found})
     if len(kinds) > 1:
         raise TaskError(f"{path} holds files of several formats ({', '.join(kinds)}); name one, e.g. *{kinds[0]}")
@@ -79,6 +80,14 @@ def file_rows(path: str) -> Iterator[tuple[str, Row]]:
             raise TaskError(f"{file}: is not the text that its byte-order mark announces ({error})") from None
 
 
+def first_row(path: str) -> dict[str, Any]:
+    """The first row that can be read; empty where none can."""
+    try:
+        return next((row for _, row in file_rows(path) if isinstance(row, dict)), {})
+    except TaskError:
+        return {}
+
+
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:
     for number, row in _READERS[kind_of_file(file.name) or ".jsonl"](file):
         where = f"{file}:{number}"
@@ -95,7 +104,7 @@ def _opened(file: Path) -> IO[bytes]:
     start = stream.read(6)
     stream.seek(0)
     if start.startswith(_GZIP):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream))
     for magic, name in _PACKED:
         if start.startswith(magic):
             stream.close()
@@ -116,9 +125,12 @@ def _lines(file: Path) -> Iterator[tuple[int, str | TaskError]]:
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
-                yield number, TaskError(
-                    f"{file}:{number}: byte 0x{line[error.start]:02x} (number {error.start + 1} of the row) is not "
-                    "UTF-8; the file may be Latin-1 or Windows-1252: save it as UTF-8"
+                yield (
+                    number,
+                    TaskError(
+                        f"{file}:{number}: byte 0x{line[error.start]:02x} (number {error.start + 1} of the row) is not "
+                        "UTF-8; the file may be Latin-1 or Windows-1252: save it as UTF-8"
+                    ),
                 )
 
 
@@ -206,16 +218,21 @@ def _table(file: Path, separator: str) -> Numbered:
             raise TaskError(f"{file}:1: the header names '{twice[0]}' twice")
         other = [sign for sign in (";", "\t", ",", "|") if len(header) == 1 and sign in header[0]]
         if other:
-            raise TaskError(f"{file}:1: the header has one column, '{header[0][:60]}'; separate them by {names[separator]}")
+            raise TaskError(
+                f"{file}:1: the header has one column, '{header[0][:60]}'; separate them by {names[separator]}"
+            )
         for row in reader:
             where = f"{file}:{reader.line_num}"
             ragged = None in row or None in row.values()
-            yield reader.line_num, (
-                TaskError(f"{where}: not as many values as the header has names") if ragged else row
+            yield (
+                reader.line_num,
+                (TaskError(f"{where}: not as many values as the header has names") if ragged else row),
             )
     except csv.Error as error:
         line = reader.line_num
-        raise TaskError(f"{file}:{line}: its quotes do not match ({error}); a quote inside of quotes is written twice") from None
+        raise TaskError(
+            f"{file}:{line}: its quotes do not match ({error}); a quote inside of quotes is written twice"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {

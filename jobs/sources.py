@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.row_files import Row
-from jobs.task_error import TaskError
+from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import Examples, GeneratorSpec
 
 __all__ = ["NO_TEMPLATE", "TaskError", "generated", "hub_rows"]
@@ -56,7 +56,7 @@ def hub_rows(source: Examples, split: str) -> Iterator[tuple[str, Row]]:
 def generated(generator: GeneratorSpec) -> list[dict[str, Any]]:
     """Items of reasoning-gym: question, answer, metadata. Training items first, then the held-out ones."""
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise TaskError(
+        raise NotAtHand(
             f"generator {generator.name}: reasoning-gym is not installed; pip install 'objective-continuum[reasoning]'"
         )
     import reasoning_gym

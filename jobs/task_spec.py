@@ -146,7 +146,9 @@ class Examples(Strict):
             return self.generator.name
         if self.builtin is not None:
             return self.builtin
-        parts = [re.sub(r"[*?\[\]]+", "", part.split(".")[0]).strip("-_") for part in str(self.path or self.hub).split("/")]
+        parts = [
+            re.sub(r"[*?\[\]]+", "", part.split(".")[0]).strip("-_") for part in str(self.path or self.hub).split("/")
+        ]
         return next((part for part in reversed(parts) if part), "data")
 
 

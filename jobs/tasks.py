@@ -18,7 +18,7 @@ from jobs.fields import formatted, text_of
 from jobs.formats import Reading, advice, read_row
 from jobs.row_files import file_rows
 from jobs.scores import ScoreSpec, unusable_reference
-from jobs.task_error import TaskError
+from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import Benchmark, Examples, GeneratorSpec, TaskSpec
 
 DIGITS = "0123456789"
@@ -223,13 +223,11 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
     return noisy, len(chosen)
 
 
-def _read(
-    source: Examples, left_out: LeftOut, path: str | None = None, split: str | None = None
-) -> Iterator[Example]:
+def _read(source: Examples, left_out: LeftOut, path: str | None = None, split: str | None = None) -> Iterator[Example]:
     """The examples of local files or of a data set of the hub. left_out: gets the rows that cannot be used."""
     evalplus = source.score.kind == "evalplus"
     if evalplus and (reason := not_installed()) is not None:
-        raise TaskError(f"{source.short}: {reason}")
+        raise NotAtHand(f"{source.short}: {reason}")
     place = path or source.path
     rows = sources.hub_rows(source, split or source.split) if source.hub else file_rows(str(place))
     for where, row in rows:
@@ -300,7 +298,10 @@ def _by_fields(
     plain = [
         name
         for name, template in (("prompt", source.template), ("response", source.response_template))
-        if getattr(source, name) == name and template is None and name not in row and not (name == "response" and stands)
+        if getattr(source, name) == name
+        and template is None
+        and name not in row
+        and not (name == "response" and stands)
     ]
     if plain:
         raise TaskError(f"{where}: no text in field '{plain[0]}'; {advice(row)}")

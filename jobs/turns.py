@@ -39,7 +39,9 @@ def chat_of(messages: Any, name: str, where: str, train_on: Literal["last", "all
         raise TaskError(f"{where}: the last message must be the assistant's, got '{turns[last].role}'")
     for number, turn in enumerate(turns):
         if turn.role == "assistant" and (number == last or train_on == "all") and not _says(turn):
-            raise TaskError(f"{where}: {name}[{number}] (assistant): its content is empty, so there is nothing to train")
+            raise TaskError(
+                f"{where}: {name}[{number}] (assistant): its content is empty, so there is nothing to train"
+            )
     given = _from_text(messages)
     for number, message in enumerate(given):
         if _role(message) == "assistant" and (number == len(given) - 1 or train_on == "all"):
@@ -197,4 +199,3 @@ def _json(value: Any, where: str) -> str:
         return json.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise TaskError(f"{where} cannot be written as JSON ({error})") from None
-

@@ -34,8 +34,8 @@ def add_commands(commands: Any) -> None:
 
 
 def forecast(args: argparse.Namespace) -> int:
+    from sweeper.inputs import check_inputs, prepare
     from sweeper.plan import make_plan
-    from sweeper.run import check_inputs, prepare
     from sweeper.spec import SpecError
 
     if args.noise is not None and not 0 < args.noise < 1:

@@ -99,7 +99,7 @@ def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
     """
     from jobs.record import RowWriter, TrialFolder
     from jobs.train import train
-    from sweeper.run import check_inputs, prepare
+    from sweeper.inputs import check_inputs, prepare
 
     folder = TrialFolder(root / "trials" / trial.key)
     with Claims(root) as claims:

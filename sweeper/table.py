@@ -15,13 +15,17 @@ from sweeper.fitting import fitting
 from sweeper.gpu_memory import may_share, measured, placed, why_whole
 from sweeper.gpu_share import in_words, parts_of
 from sweeper.grouping import groups_facts
+from sweeper.inputs import foreseen
 from sweeper.plan import Plan
+from sweeper.preview import data_facts, print_data
 from sweeper.results import status_of
 from sweeper.store import Store
+from sweeper.task_facts import at_hand
 
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
-    """All that `sweeper plan` knows, as JSON types."""
+    """All that `sweeper plan` knows, as JSON types. Raises TaskError for data that `run` would refuse."""
+    foreseen_notes = foreseen(plan, store.root)
     seconds = measured_seconds(store, list(plan.trials))
     trials = []
     for trial in plan.trials:
@@ -54,7 +58,8 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "gpu_hours": _gpu_hours(trials),
         "gpu_shares": _gpu_shares(plan, store),
         "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
-        "notes": plan.notes,
+        "data": data_facts(at_hand([trial.task for trial in plan.trials]).items()),
+        "notes": [*plan.notes, *foreseen_notes],
         "trials": trials,
     }
 
@@ -123,6 +128,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         )  # fmt: skip
     _print_columns(rows)
     print()
+    print_data(facts["data"])
     for key, labels in facts["merged"].items():
         print(f"same trial: {', '.join(dict.fromkeys(labels))} -> {key}")
     known = [t["seconds"] for t in todo]

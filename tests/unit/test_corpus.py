@@ -25,7 +25,7 @@ from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
-from sweeper.run import check_inputs, prepare
+from sweeper.inputs import check_inputs, prepare
 
 from .test_backbone import gguf
 
