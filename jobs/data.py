@@ -37,14 +37,21 @@ class Encoded:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """The prompt in the model's own chat template where it has one, else as plain text.
 
-    Raises TaskError where the example is a chat and the tokenizer has no template.
+    Raises TaskError where the example is a chat and the tokenizer has no template, or one that refuses it.
     """
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         if example.messages:
             raise TaskError(NO_TEMPLATE)
         return example.prompt
     chat = [turn.message() for turn in example.messages or (Turn("user", example.prompt),)]
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
+        roles = ", ".join(turn["role"] for turn in chat)
+        place = example.where or f"'{example.prompt[:40]}'"
+        raise TaskError(f"{place}: the chat template refuses the roles {roles}: {error}") from None
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded]:

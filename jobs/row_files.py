@@ -16,7 +16,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import FILE_KINDS, kind_of_file
 
 Row = dict[str, Any] | TaskError
-Numbered = Iterator[tuple[int, Any]]  # where a row stands in its file, and what stands there
+Numbered = Generator[tuple[int, Any]]  # where a row stands in its file, and what stands there
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -68,11 +69,12 @@ def data_files(path: str) -> list[Path]:
     return found
 
 
-def file_rows(path: str) -> Iterator[tuple[str, Row]]:
+def file_rows(path: str) -> Generator[tuple[str, Row]]:
     """Each row with where it stands, of all files that `path` names. Raises TaskError."""
     for file in data_files(path):
         try:
-            yield from _rows(file)
+            with closing(_rows(file)) as rows:
+                yield from rows
         except (OSError, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise TaskError(f"{file}: cannot be read ({reason})") from None
@@ -88,7 +90,7 @@ def first_row(path: str) -> dict[str, Any]:
         return {}
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Row]]:
+def _rows(file: Path) -> Generator[tuple[str, Row]]:
     for number, row in _READERS[kind_of_file(file.name) or ".jsonl"](file):
         where = f"{file}:{number}"
         if isinstance(row, dict | TaskError):
@@ -104,7 +106,8 @@ def _opened(file: Path) -> IO[bytes]:
     start = stream.read(6)
     stream.seek(0)
     if start.startswith(_GZIP):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream))
+        stream.close()
+        return io.BufferedReader(gzip.open(file))
     for magic, name in _PACKED:
         if start.startswith(magic):
             stream.close()
@@ -112,14 +115,15 @@ def _opened(file: Path) -> IO[bytes]:
     return stream
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str | TaskError]]:
+def _lines(file: Path) -> Generator[tuple[int, str | TaskError]]:
     """Decoded lines, with their ends; UTF-8, or what a byte-order mark says."""
     with _opened(file) as stream:
         start: bytes = stream.peek(4)[:4]  # type: ignore[attr-defined]
         mark, encoding = next((m for m in _BYTE_ORDER_MARKS if start.startswith(m[0])), (b"", "utf-8"))
         stream.read(len(mark))
         if encoding != "utf-8":
-            yield from enumerate(io.TextIOWrapper(stream, encoding, newline="\n"), 1)
+            with io.TextIOWrapper(stream, encoding, newline="\n") as text:
+                yield from enumerate(text, 1)
             return
         for number, line in enumerate(stream, 1):
             try:
@@ -134,12 +138,13 @@ def _lines(file: Path) -> Iterator[tuple[int, str | TaskError]]:
                 )
 
 
-def _text_lines(file: Path) -> Iterator[str]:
+def _text_lines(file: Path) -> Generator[str]:
     """Lines of a file that is decoded whole or not at all."""
-    for _, line in _lines(file):
-        if isinstance(line, TaskError):
-            raise line
-        yield line
+    with closing(_lines(file)) as lines:
+        for _, line in lines:
+            if isinstance(line, TaskError):
+                raise line
+            yield line
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,30 +214,31 @@ def _parquet(file: Path) -> Numbered:
 def _table(file: Path, separator: str) -> Numbered:
     """Rows of a file with a header; quoted as spreadsheets and pandas do it."""
     csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise
-    reader = csv.DictReader(_text_lines(file), delimiter=separator, strict=True)
-    names = {",": "commas", "\t": "tabs"}
-    try:
-        header = list(reader.fieldnames or [])
-        twice = [name for name in header if name and header.count(name) > 1]
-        if twice:
-            raise TaskError(f"{file}:1: the header names '{twice[0]}' twice")
-        other = [sign for sign in (";", "\t", ",", "|") if len(header) == 1 and sign in header[0]]
-        if other:
+    with closing(_text_lines(file)) as lines:
+        reader = csv.DictReader(lines, delimiter=separator, strict=True)
+        try:
+            _check_header(file, list(reader.fieldnames or []), separator)
+            for row in reader:
+                if None in row or None in row.values():
+                    reason = "not as many values as the header has names"
+                    yield reader.line_num, TaskError(f"{file}:{reader.line_num}: {reason}")
+                else:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            line = reader.reader.line_num  # its own counts whole rows alone
             raise TaskError(
-                f"{file}:1: the header has one column, '{header[0][:60]}'; separate them by {names[separator]}"
-            )
-        for row in reader:
-            where = f"{file}:{reader.line_num}"
-            ragged = None in row or None in row.values()
-            yield (
-                reader.line_num,
-                (TaskError(f"{where}: not as many values as the header has names") if ragged else row),
-            )
-    except csv.Error as error:
-        line = reader.line_num
-        raise TaskError(
-            f"{file}:{line}: its quotes do not match ({error}); a quote inside of quotes is written twice"
-        ) from None
+                f"{file}:{line}: its quotes do not match ({error}); a quote inside of quotes is written twice"
+            ) from None
+
+
+def _check_header(file: Path, header: list[str], separator: str) -> None:
+    """Raises TaskError for names that stand twice, and for columns that another sign separates."""
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise TaskError(f"{file}:1: the header names '{twice[0]}' twice")
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t,|"):
+        sign = {",": "commas", "\t": "tabs"}[separator]
+        raise TaskError(f"{file}:1: the header has one column, '{header[0][:60]}'; separate columns by {sign}")
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {

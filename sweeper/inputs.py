@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,10 +133,22 @@ def refusal(
     from jobs.data import tokenise
 
     try:
-        tokenise(tokenizer, examples)
+        with _one_kind_of_error():
+            tokenise(tokenizer, examples)
     except TaskError as error:
         return f"{who}: {error}"
     return None
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """What a tokenizer raises on words that it does not know, as a TaskError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # the library has no class of its own
+            raise
+        raise TaskError(f"its tokenizer cannot write every text, chat template included ({error})") from None
 
 
 def _tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBase | None:
@@ -201,10 +214,10 @@ def prepared(trials: Sequence[TrialSpec], root: Path, read: Reader | None = None
     refused, read = Refused(), read or Reader(root)
     for (backbone, task), mine in pairs(trials).items():
         try:
-            with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
+            with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress, _one_kind_of_error():
                 made = corpus_for(backbone, task, root, progress, read)
         except TaskError as error:
-            refused.add(mine, str(error))
+            refused.add(mine, f"task '{task.name}', backbone '{backbone.name}': {error}")
             continue
         for trial in mine:
             reason = _does_not_fit(trial, made, root)

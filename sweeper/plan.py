@@ -201,7 +201,7 @@ class _Resolver:
         if not found:
             return source
         way = ", ".join(f"{name}: {value}" for name, value in found.items())
-        self.notes.append(f"task '{source.name}': read with {way}, by the fields of its first row; write it to fix it")
+        self.notes.append(f"task '{source.name}': recognised as {way} by its first row's fields; write that to be sure")
         return source.model_copy(update=found)
 
     def _absolute(self, path: str | None) -> str | None:

@@ -63,6 +63,8 @@ def texts_of(example: Example) -> Iterator[str]:
     """What becomes tokens: the whole chat, or the prompt, and the response."""
     yield from (turn.content for turn in example.messages) if example.messages else (example.prompt,)
     yield example.response
+    yield from (turn.more for turn in (*example.messages, *([example.reply] if example.reply else [])) if turn.more)
+    yield example.tools
 
 
 def telling(data: TaskData) -> tuple[Example, ...]:
