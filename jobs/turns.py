@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jobs.chats import Turn
-from jobs.fields import has, spelt
+from jobs.fields import spelt
 from jobs.strict import nearest
 from jobs.task_error import TaskError
 
@@ -111,7 +111,9 @@ def _turn(message: Any, where: str) -> tuple[Turn, bool]:
         raise TaskError(f"{where}: a message needs role and content (or from and value), got {type(message).__name__}")
     keys = ("role", "content") if "role" in message else ("from", "value")
     if keys[0] not in message:
-        raise TaskError(f"{where}: a message needs role and content (or from and value); {has(message)[9:]} were given")
+        raise TaskError(
+            f"{where}: a message needs role and content (or from and value), got {', '.join(map(str, message)) or 'none'}"
+        )
     said, role = message[keys[0]], _role(message)
     if role is None:
         raise TaskError(f"{where}: unknown role '{str(said)[:40]}';{nearest(str(said), ROLES)}")
