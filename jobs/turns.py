@@ -111,9 +111,8 @@ def _turn(message: Any, where: str) -> tuple[Turn, bool]:
         raise TaskError(f"{where}: a message needs role and content (or from and value), got {type(message).__name__}")
     keys = ("role", "content") if "role" in message else ("from", "value")
     if keys[0] not in message:
-        raise TaskError(
-            f"{where}: a message needs role and content (or from and value), got {', '.join(map(str, message)) or 'none'}"
-        )
+        given = ", ".join(map(str, message))[:60] or "none"
+        raise TaskError(f"{where}: a message needs role and content (or from and value), got {given}")
     said, role = message[keys[0]], _role(message)
     if role is None:
         raise TaskError(f"{where}: unknown role '{str(said)[:40]}';{nearest(str(said), ROLES)}")

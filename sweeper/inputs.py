@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.backbone import check_backbone, convert_gguf, has_chat_template, load_tokenizer, local_dir, positions_of
 from jobs.pretrain import char_tokenizer, pretrain
@@ -21,14 +22,11 @@ from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_error import TaskError
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example
-from sweeper.plan import Plan
 from sweeper.progress import bar
 from sweeper.spec import SpecError
-from sweeper.task_facts import at_hand, telling, unknown_characters
+from sweeper.task_facts import telling, unknown_characters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from jobs.corpus import Corpus, Reader
 
 SHOWN = 10  # characters in a message
@@ -127,17 +125,24 @@ def refusal(
             f"{who}: {next(iter(unknown.values()))}: {backbone.builtin} knows digits, '+', '=' and some letters, not "
             f"{some}{more}; name a backbone of your own (path, hub or gguf) for this task"
         )
-    tokenizer = _tokenizer(backbone, root)
-    if tokenizer is None:
-        return None
-    from jobs.data import tokenise
-
     try:
-        with _one_kind_of_error():
-            tokenise(tokenizer, examples)
+        sizes(backbone, examples, root)
     except TaskError as error:
         return f"{who}: {error}"
     return None
+
+
+def sizes(backbone: BackboneSpec, examples: Sequence[Example], root: Path) -> list[tuple[int, int]]:
+    """Tokens of each example's prompt, and in all; empty for a GGUF that is not unpacked yet. Raises TaskError."""
+    if backbone.builtin is not None and backbone.chat_template is None:  # a character a token, and EOS
+        return [(len(example.prompt), len(example.prompt) + len(example.response) + 1) for example in examples]
+    tokenizer = _tokenizer(backbone, root)
+    if tokenizer is None:
+        return []
+    from jobs.data import tokenise
+
+    with _one_kind_of_error():
+        return [(row.prompt_length, len(row.ids)) for row in tokenise(tokenizer, examples)]
 
 
 @contextmanager
@@ -151,38 +156,15 @@ def _one_kind_of_error() -> Iterator[None]:
         raise TaskError(f"its tokenizer cannot write every text, chat template included ({error})") from None
 
 
-def _tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBase | None:
-    """None for a GGUF that is not unpacked yet, and where a built-in one has nothing more to refuse."""
+@lru_cache(maxsize=16)
+def _tokenizer(backbone: BackboneSpec, root: Path) -> Any:
+    """None for a GGUF that is not unpacked yet."""
     if backbone.builtin is not None:
-        if backbone.chat_template is None:
-            return None
         tokenizer = char_tokenizer()
         tokenizer.chat_template = backbone.chat_template
         return tokenizer
     folder = local_dir(backbone, root)
     return load_tokenizer(backbone, root) if folder is None or folder.is_dir() else None
-
-
-def foreseen(plan: Plan, root: Path) -> list[str]:
-    """What `run` would refuse, as far as this place can tell: lines for the plan. Hubs are not asked.
-
-    Raises TaskError where rows cannot be used, or every trial would be refused.
-    """
-    refused, notes = Refused(), []
-    facts = at_hand([trial.task for trial in plan.trials])
-    for (backbone, task), mine in pairs(plan.trials).items():
-        missing = backbone.fingerprint is None and backbone.builtin is None
-        if missing or backbone.hub is not None or task not in facts:
-            continue
-        found = facts[task]
-        reason = no_template(backbone, task, root)
-        if reason is None and not task.builtin:
-            reason = refusal(backbone, task, found.telling, found.unknown, root)
-        if reason is not None:
-            refused.add(mine, reason)
-            notes.append(f"{len(mine)} trials will fail, the others run: {reason}")
-    refused.raise_if_all(plan.trials)
-    return notes
 
 
 def prepare(trials: Sequence[TrialSpec], root: Path, read: Reader | None = None) -> None:

@@ -12,10 +12,10 @@ from jobs.spec import TrialSpec
 from sweeper.board import Place
 from sweeper.estimate import estimate, measured_seconds
 from sweeper.fitting import fitting
+from sweeper.foreseen import foreseen
 from sweeper.gpu_memory import may_share, measured, placed, why_whole
 from sweeper.gpu_share import in_words, parts_of
 from sweeper.grouping import groups_facts
-from sweeper.inputs import foreseen
 from sweeper.plan import Plan
 from sweeper.preview import data_facts, print_data
 from sweeper.results import status_of

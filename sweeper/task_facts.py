@@ -24,6 +24,7 @@ class TaskFacts:
     train, heldout: how many examples; characters: of one, on average
     first:   a training example to show
     telling: those by which a backbone is tried: one of each shape of chat, and the longest
+    longest: with the longest prompts, of training and held-out ones; asked: of those that are answered
     unknown: characters that the built-in backbones do not know -> the row that has it first
     """
 
@@ -33,6 +34,8 @@ class TaskFacts:
     left_out: LeftOut
     first: Example
     telling: tuple[Example, ...]
+    longest: tuple[Example, ...]
+    asked: tuple[Example, ...]
     unknown: dict[str, str]
 
 
@@ -55,8 +58,18 @@ def task_facts(task: TaskSpec) -> TaskFacts:
     every = [*data.train, *data.heldout, *asked]
     return TaskFacts(
         count, len(data.heldout), characters, data.left_out, data.train[0], telling(data),
+        _longest([*data.train, *data.heldout]), _longest(asked or data.heldout),
         {} if task.builtin else unknown_characters(every),
     )  # fmt: skip
+
+
+def _longest(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Those with the longest prompts, in characters."""
+
+    def length(example: Example) -> int:
+        return sum(map(len, texts_of(example))) - len(example.response)
+
+    return tuple(sorted(examples, key=length, reverse=True)[:LONGEST])
 
 
 def texts_of(example: Example) -> Iterator[str]:

