@@ -166,7 +166,7 @@ def advice(row: Mapping[str, Any]) -> str:
     if {"choices", "answer"} <= row.keys() or {"options", "answer"} <= row.keys():
         name = "choices" if "choices" in row else "options"
         return (
-            f'{has(row)}; write a template, such as "{{question}}\\nA. {{{name}[0]}}\\nB. {{{name}[1]}}", and '
+            f'{has(row)}; write a template, such as "{{question}}\\n{{{name}:lettered}}", and '
             "response: '{answer:letter}' where the answer is an index"
         )
     return has(row)

@@ -44,6 +44,7 @@ CORPUS = {
     "train": {"examples": 900, "tokens": 9000, "targets": 4000, "longest": 80, "sha256": "aaaabbbbcccc"},
     "heldout": {"examples": 40, "tokens": 400, "targets": 160, "longest": 70, "sha256": "ddddeeeeffff"},
     "leaks": {"measured": 40, "exact": 1, "ngram": 4, "pairs": [[7, 0]]},
+    "invalid": {"rows": 7, "reasons": ["d.jsonl:3: no text"]},
 }  # fmt: skip
 
 
@@ -134,6 +135,7 @@ def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -
     assert (
         'training <span class="behind">3 cut, 0 dropped</span>; held-out <span class="behind">0 cut, 5 dropped' in html
     )
+    assert 'title="d.jsonl:3: no text">7 invalid rows left out</span>' in html
     assert "1 questions, 4 with a run of 13 words, of 40" in html
     assert 'title="aaaabbbbcccc"' in html
     assert 'sums <span title="0a0b0c0d0e0f">0a0b0c0d</span>' in html
@@ -144,7 +146,7 @@ def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -
 
 def test_what_no_trial_has_cut_is_said_of_each_kind(table: pd.DataFrame, tmp_path: Path) -> None:
     whole = table.assign(**dict.fromkeys(CUTS[:2], 0.0), **dict.fromkeys(CUTS[2:], float("nan")))  # of an old record
-    assert "<td>training none; held-out none</td>" in write_report(whole, tmp_path, "s", {})["report.html"].read_text()
+    assert "<td>training none; held-out none; " in write_report(whole, tmp_path, "s", {})["report.html"].read_text()
 
 
 def test_leaks_of_an_earlier_count_are_not_shown(table: pd.DataFrame, tmp_path: Path) -> None:
