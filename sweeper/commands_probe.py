@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 import time
@@ -34,7 +35,7 @@ task and settings finds it there.
   sweeper probe --backbone path/to/model --task '{path: train.jsonl, prompt: question, response: answer}'
 """
 BACKBONE_HELP = "a directory, a GGUF file, a preset (jobs/presets.yaml), char-llama-STEPS, a hub id, or YAML in {}"
-TASK_HELP = "addition, reversal, cipher, a preset, a data file, or YAML in {}"
+TASK_HELP = "addition, reversal, cipher, a preset, a data file, a folder or pattern of them, or YAML in {}"
 
 
 def add_commands(commands: Any) -> None:
@@ -142,7 +143,8 @@ def task_fields(text: str) -> dict[str, Any]:
         return _mapping("--task", text)
     if text in presets()["tasks"]:
         return {"preset": text}
-    return {"path": text} if Path(text).suffix else {"builtin": text}
+    files = Path(text).suffix or text.endswith("/") or Path(text).is_dir() or glob.has_magic(text)
+    return {"path": text} if files else {"builtin": text}
 
 
 def _mapping(where: str, text: str) -> dict[str, Any]:

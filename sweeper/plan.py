@@ -32,7 +32,8 @@ class Plan:
     """The trials of a sweep in the order in which they start: every backbone's own measure first.
 
     merged: per trial key, the labels of the grid's cells that train identically and became one trial
-    notes:  what a reader should know before running (missing data, provisional keys)
+    notes:  what a reader should know before running (missing data, provisional keys, recognised formats)
+    missing: those of the notes that are about files which are not in this place
     """
 
     spec: SweepSpec
@@ -40,6 +41,7 @@ class Plan:
     num_cells: int
     merged: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> Plan:
@@ -52,7 +54,8 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
-    resolve = _Resolver(data_root, problems, notes, require_files)
+    missing: list[str] = problems if require_files else []
+    resolve = _Resolver(data_root, problems, notes, missing)
     trials: dict[str, TrialSpec] = {}
     cells: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -102,13 +105,14 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
         )
     order = sorted(trials.values(), key=lambda t: t.objective is not None)  # stable: baselines first
     merged = {key: labels for key, labels in cells.items() if len(labels) > 1}
-    return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
+    missing = list(dict.fromkeys(missing))
+    return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys([*missing, *notes])), missing)
 
 
 def resolved(trial: TrialSpec, data_root: Path) -> TrialSpec:
     """One trial with its paths made absolute and its files hashed. Raises SpecError where they are missing."""
     problems: list[str] = []
-    resolve = _Resolver(data_root, problems, [], require_files=True)
+    resolve = _Resolver(data_root, problems, [], problems)
     found = trial.model_copy(update={"backbone": resolve.backbone(trial.backbone), "task": resolve.task(trial.task)})
     if problems:
         raise SpecError(trial.task.name, problems)
@@ -139,10 +143,9 @@ def _local(hub: str | None) -> str | None:
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 
-    def __init__(self, data_root: Path, problems: list[str], notes: list[str], require_files: bool) -> None:
-        """problems: what refuses the sweep; notes: what a reader should know. Missing files are one or the other."""
-        self.data_root, self.problems, self.notes = data_root, problems, notes
-        self.missing = problems if require_files else notes
+    def __init__(self, data_root: Path, problems: list[str], notes: list[str], missing: list[str]) -> None:
+        """problems: what refuses the sweep; notes: what a reader should know; missing: files that are not here."""
+        self.data_root, self.problems, self.notes, self.missing = data_root, problems, notes, missing
         self.moving: dict[str, None] = {}  # of the hub, by no revision
         self.seen: dict[tuple[Path, ...], str] = {}
 

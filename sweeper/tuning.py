@@ -235,7 +235,7 @@ def result_of(message: Message, number: int, seconds: float) -> dict[str, Any]:
     """A message of the board as Tune's result: every yardstick (NaN where it was not measured), our step, the end."""
     row = message.get("row", {})
     return {
-        **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut")},
+        **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut", "data/invalid")},
         "step": int(row.get("step", 0)),
         "status": message["kind"],
         "error": message.get("error", ""),

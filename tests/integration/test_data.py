@@ -40,7 +40,7 @@ def test_one_backbone_that_refuses_chats_with_a_system_turn_costs_its_own_trials
     }
     (tmp_path / "mixed.yaml").write_text(json.dumps(spec))
     storage = tmp_path / "storage"
-    for _ in range(2):
+    for turn in range(2):
         done = sweeper("run", tmp_path / "mixed.yaml", storage=storage)
         assert done.returncode == 1, done.stderr
         store = Store(storage)
@@ -56,6 +56,7 @@ def test_one_backbone_that_refuses_chats_with_a_system_turn_costs_its_own_trials
             ("strict", "chats"): {"failed"}, ("strict", "alpaca"): {"finished"},
         }  # fmt: skip
         assert done.stdout.count("FAILED: task 'chats', backbone 'strict'") == 2
+        assert ("1 rows of chats cannot be used and are left out" in done.stdout) == (turn == 0)
     assert "6 done before" in done.stdout
     rows = [row for key in store.trials("mixed") if "open_chats" in key for row in store.trial(key).rows()]
     assert {row["data/invalid"] for row in rows if "data/invalid" in row} == {1}
