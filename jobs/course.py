@@ -6,6 +6,7 @@ Who computes the steps is left open: one engine for itself (jobs/train.py), or s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,8 +47,20 @@ class Prepared:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """what: in words, which number was no longer finite; step: of the row at which that was noticed."""
+
+    what: str
+    step: int
+
+
 class Course:
-    """Begin a step, have it computed, end it; over when none are left or `report` has said so."""
+    """Begin a step, have it computed, end it; over when none are left, `report` has said so, or it has diverged.
+
+    diverged: what became NaN or infinite, the same on every rank. Looked for at each row: a check at each step would
+    wait for the GPU.
+    """
 
     def __init__(
         self,
@@ -74,6 +87,7 @@ class Course:
             if capability is not None:
                 capability.load(saved["capability"])
         self.window = _Window(engine.device)
+        self.diverged: Divergence | None = None
 
     @property
     def left(self) -> bool:
@@ -89,7 +103,10 @@ class Course:
         return [self.prepared.train[i] for i in self.batches[self.step]], state
 
     def end(self, sums: torch.Tensor, sequence_nll: torch.Tensor, norm: torch.Tensor | None) -> bool:
-        """Record, evaluate, checkpoint as they are due. Whether to go on; what came last is not asked about."""
+        """Record, evaluate, checkpoint as they are due. Whether to go on; nothing is asked after the last step.
+
+        A row that is not finite is neither recorded nor evaluated, and no checkpoint is written of it.
+        """
         trial, spec = self.trial, self.trial.train
         self.window.add(sums)
         if self.capability is not None:
@@ -102,16 +119,35 @@ class Course:
             row = {"step": done, "train/lr": self.rate} | self.window.row()
             if (norm := self.engine.get_global_grad_norm() if norm is None else norm) is not None:
                 row["train/grad_norm"] = float(norm)
+            if self._has_diverged(row, weights=True):
+                return False
         if evaluate:
             few = None if last else trial.evaluation.every_problems
             model = self.engine.module.backbone
             self.clock.enter(EVALUATE)
             row |= yardsticks(model, self.tokenizer, self.prepared, trial, self.keep_answers, few)
             self.clock.enter(TRAIN)
+            if self._has_diverged(row):
+                return False
         due = done % spec.checkpoint_every == 0 and not last
         beside = {"step": step} | ({"capability": self.capability.as_dict()} if self.capability else {})
         save = None if last else partial(ds.save, self.engine, beside)
         return not row or self.report(row, save, due) or last
+
+    def _has_diverged(self, row: Row, weights: bool = False) -> bool:
+        """Whether a number of the row, or with `weights` a trained weight, is NaN or infinite. A collective."""
+        wrong = not_finite(row)
+        if weights and not ds.finite_weights(self.engine):
+            wrong.append("a weight is NaN or infinite")
+        if ds.on_any_rank(bool(wrong)):
+            self.diverged = Divergence(wrong[0] if wrong else "a number of another rank is NaN or infinite", self.step)
+        return self.diverged is not None
+
+
+def not_finite(row: Row) -> list[str]:
+    """In words, what a model has computed that is NaN or infinite."""
+    ours = ("objective/", "train/", "heldout/", "trainset/")
+    return [f"{name} is {value}" for name, value in row.items() if name.startswith(ours) and not math.isfinite(value)]
 
 
 def _seed_torch(seed: int) -> None:
@@ -129,10 +165,15 @@ def yardsticks(
     keep: KeepAnswers | None,
     few: int | None = None,
 ) -> Row:
-    """few: only the first so many held-out examples, and problems of each set."""
+    """few: only the first so many held-out examples, and problems of each set.
+
+    Where the held-out NLL is not finite nothing is answered: there is no distribution to draw from.
+    """
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
     heldout = prepared.heldout if few is None else prepared.heldout[:few]
     row = token_yardsticks(model, heldout, pad, trial.evaluated_at_once, "heldout")
+    if not_finite(row):
+        return row
     answered = {}
     with answering(model, tokenizer, trial) as answer:
         for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):

@@ -100,6 +100,22 @@ def clip(engine: Any, trial: TrialSpec) -> torch.Tensor | None:
     return nn.utils.clip_grad_norm_(trained, trial.train.clip)
 
 
+def finite_weights(engine: Any) -> bool:
+    """Whether this rank's trained parameters are; under ZeRO-3 its shards of them."""
+    trained = [p for p in engine.module.backbone.parameters() if p.requires_grad]
+    own = [shard for shard in (getattr(p, "ds_tensor", p).detach() for p in trained) if shard.numel()]
+    return bool(torch.isfinite(nn.utils.get_total_norm(own, norm_type=math.inf))) if own else True
+
+
+def on_any_rank(flag: bool) -> bool:
+    """Whether it is so on one of the ranks: the same answer on all. A collective."""
+    if dist.get_world_size() == 1:
+        return flag
+    shared = torch.tensor(flag, dtype=torch.int32, device=device())
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return bool(shared.item())
+
+
 def set_learning_rate(engine: Any, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate

@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from jobs.failure import Failure
 from jobs.objectives import OBJECTIVES, Objective
 
 GROUP = "objective_continuum.objectives"
@@ -39,7 +40,13 @@ def objective_named(name: str) -> Objective:
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     point = _registered()[name]
-    found = point.load()
+    try:
+        found = point.load()
+    except Exception as error:  # somebody else's module: whatever it raises, the objective is not there
+        raise PluginError(
+            f"objective '{name}': {point.value} cannot be imported: {Failure.of(error).line}; "
+            f"python -c 'import {point.module}' shows where"
+        ) from error
     if not isinstance(found, Objective) or found.name != name:
         raise PluginError(
             f"objective '{name}': entry point {point.value} is {found!r}; "

@@ -4,7 +4,7 @@ trials/<key>/trial.json       the spec
              metrics.jsonl    rows, appended, one a step, never rewritten
              checkpoints/step-<n>/    bounded; a folder without COMPLETE does not count
              answers/<set>.jsonl.gz   what was answered at the newest evaluation, a problem a line
-             failures.jsonl   one line an attempt that failed or whose worker died
+             failures.jsonl   one line an attempt that failed: kind, type, message, traceback, rank (jobs/failure.py)
              seconds.json     what it has taken up to its newest checkpoint (jobs/clock.py)
              result.json      written whole, at the end: the trial is over
              REVIVED          it was stopped and is wanted after all
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.failure import Failure
 from jobs.files import write_text
 from jobs.spec import TrialSpec
 
@@ -69,6 +70,11 @@ class TrialFolder:
         text = whole[0] + whole[1]
         return [json.loads(line) for line in text.splitlines()], offset + len(text)
 
+    def last_step(self) -> int:
+        """Of the newest row; 0 where there is none."""
+        rows = self.rows()
+        return int(rows[-1]["step"]) if rows else 0
+
     def write_answers(self, name: str, problems: list[dict[str, Any]]) -> None:
         file = self.path / "answers" / f"{name}.jsonl.gz"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,7 @@ class TrialFolder:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, status: str, **facts: Any) -> None:
-        """status: finished, stopped or failed. The atomic last word: a trial without it is continued, not trusted."""
+        """Atomic. Without a result a trial is continued. status: finished, diverged, stopped, failed or paused."""
         said = {"status": status, "time": time.time()} | self.seconds() | facts
         write_text(self.path / "result.json", json.dumps(said, indent=1))
 
@@ -105,8 +111,7 @@ class TrialFolder:
         """The last word of a trial that somebody has stopped while no worker had it; nothing where it has one."""
         if self.result() is not None:
             return
-        rows = self.rows()
-        self.finish("stopped", by="hand", step=int(rows[-1]["step"]) if rows else 0)
+        self.finish("stopped", by="hand", step=self.last_step())
 
     def reopen(self) -> None:
         """Take the last word back: a failed trial is tried again, from its newest checkpoint."""
@@ -122,13 +127,18 @@ class TrialFolder:
         return (self.path / REVIVED).exists()
 
     def failures(self) -> list[dict[str, Any]]:
+        """One record an attempt that failed: time, and what jobs.failure.Failure.record has."""
         file = self.path / "failures.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def add_failure(self, error: str) -> None:
+    def add_failure(self, failure: Failure, note: str = "") -> None:
+        """note: what to say before the reason."""
         self.path.mkdir(parents=True, exist_ok=True)
+        record = {"time": time.time()} | failure.record()
+        if note:
+            record["error"] = f"{note}: {record['error']}"
         with (self.path / "failures.jsonl").open("a") as file:
-            file.write(json.dumps({"time": time.time(), "error": error}) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     # checkpoints
 

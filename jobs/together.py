@@ -115,6 +115,8 @@ def _is_over(one: _Going, began: float) -> bool:
     if member.model_dir is not None and not one.stopped:
         write_model(course.engine, course.tokenizer, member.model_dir)
     member.facts.update(wall_s=time.perf_counter() - began)
+    if course.diverged is not None:
+        member.facts.update(diverged=course.diverged)
     member.ended(not one.stopped)
     member.clock.pause()
     return True

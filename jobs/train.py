@@ -21,12 +21,12 @@ import torch
 import torch.distributed as dist
 
 from jobs import engine as ds
-from jobs.backbone import add_adapters, load_backbone, load_tokenizer
+from jobs.backbone import BackboneError, add_adapters, load_backbone, load_tokenizer
 from jobs.capability import Capability
 from jobs.check import check_objective
 from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
 from jobs.corpus import corpus
-from jobs.course import Course, KeepAnswers, Prepared, Report, yardsticks
+from jobs.course import Course, KeepAnswers, Prepared, Report, not_finite, yardsticks
 from jobs.data import Encoded, collate
 from jobs.loss import BoundObjective
 from jobs.model import ObjectiveModel, needs_reference
@@ -61,7 +61,9 @@ def train(
     keep_answers: KeepAnswers | None = None,
     clock: Clock | None = None,
 ) -> bool:
-    """Run a trial, or measure its backbone where it has no objective. False where `report` ended it early.
+    """Run a trial, or measure its backbone where it has no objective.
+
+    False where `report` ended it early, or it diverged: facts["diverged"] is a Divergence then.
 
     root:        the storage root, where prepared backbones lie
     resume_from: a checkpoint directory of this trial; training goes on after its step
@@ -87,6 +89,11 @@ def train(
             clock.enter(EVALUATE)
             row = probe(trial, root, lambda: nullcontext(model), known, pad, eos).row()
             row |= yardsticks(model, tokenizer, prepared, trial, keep_answers)
+        if wrong := not_finite(row):
+            raise BackboneError(
+                f"backbone '{trial.backbone.name}': {wrong[0]} before any training; its forward overflows. Try "
+                "another execution.attention, or check its weights"
+            )
         report({"step": 0} | row, None, False)
         return True
     probed = probe(trial, root, load, known, pad, eos) if spec.needs_probe else None
@@ -107,6 +114,8 @@ def train(
         while go_on and course.left:
             batch, state = course.begin()
             go_on = course.end(*step(trial, engine, batch, pad, state))
+        if course.diverged is not None:
+            facts.update(diverged=course.diverged)
         clock.enter(SETUP)
         if go_on and model_dir is not None:
             write_model(engine, tokenizer, model_dir)

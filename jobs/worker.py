@@ -1,8 +1,8 @@
 """A lane: one Ray Train worker group that stays up and runs trials one after another, or groups of them.
 
 Imports, process group and tokenised data stay; model, engine and random state are new for every trial, so a
-trial in a lane equals the same trial in a fresh process. What goes wrong in a trial ends the lane: ranks may hang
-in a collective, so the whole group is replaced rather than mended.
+trial in a lane equals the same trial in a fresh process. An error in a trial ends the lane: ranks may hang
+in a collective, so the whole group is replaced rather than mended. The rank that raised it tells the board first.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from ray.train import CheckpointUploadMode
 from jobs.checkpoint_writer import Parts
 from jobs.clock import Clock
 from jobs.course import Row, Save
-from jobs.engine import device
+from jobs.engine import device, on_any_rank
 from jobs.evaluate import Problem
+from jobs.failure import Failure
 from jobs.memory import Floor
 from jobs.meter import Meter, meter
 from jobs.process_group import set_device
@@ -47,18 +48,31 @@ def serve(config: dict[str, Any]) -> None:
     threading.Thread(target=words.listen, args=(config["board"], config["lane"]), daemon=True).start()
     torch.set_num_threads(max(1, int(config["cpus"])))
     set_device()
-    rank, floor, gauge = dist.get_rank(), Floor(), meter(_cards_here())
+    board, rank = config["board"], dist.get_rank()
+    try:
+        _serve(config, words, rank)
+    except (Exception, SystemExit) as error:  # a trial that failed; a plug-in's exit() is no end of a lane
+        ray.get(board.raised.remote(config["lane"], Failure.of(error, rank).record()))
+        if isinstance(error, SystemExit):
+            raise RuntimeError(f"a trial called exit({error.code})") from error
+        raise
+
+
+def _serve(config: dict[str, Any], words: _Words, rank: int) -> None:
+    """One trial after another, or groups of them, until the board has none left."""
+    board, root = config["board"], Path(config["root"])
+    floor, gauge = Floor(), meter(_cards_here())
     for index in itertools.count():
-        jobs = ray.get(config["board"].next_jobs.remote(config["lane"], index))
+        jobs = ray.get(board.next_jobs.remote(config["lane"], index))
         if jobs is None:
             return
         gauge.begin(config["gpus"] or 1.0, jobs[0]["outside"])  # what has no GPU shares none
-        runs = [_Run(config["board"], Path(config["root"]), job, rank, words, gauge, config["gpus"]) for job in jobs]
+        runs = [_Run(board, root, job, rank, words, gauge, config["gpus"]) for job in jobs]
         if len(runs) == 1:
             runs[0].run()
         else:
-            train_together([run.member() for run in runs], Path(config["root"]))
-        if _on_any_rank(floor.left()):
+            train_together([run.member() for run in runs], root)
+        if on_any_rank(floor.left()):
             return  # the lane is opened anew while trials are left
 
 
@@ -129,12 +143,17 @@ class _Run:
         if self.held:
             ray.get(self.board.say.remote(self.key, {"kind": "held", "row": self.last}))
             return
-        status = "finished" if complete else "stopped"
+        diverged = self.facts.pop("diverged", None)
+        status = "finished" if complete else "stopped" if diverged is None else "diverged"
         resumed = int(self.resume_from.name.removeprefix("step-")) if self.resume_from else None
-        by = {} if complete else {"by": "hand" if self.broken_off else "scheduler"}
+        by: dict[str, Any] = {"by": "hand" if self.broken_off else "scheduler"} if status == "stopped" else {}
+        if diverged is not None:
+            finite = self.folder.last_step()
+            text = f"{diverged.what} at step {diverged.step}; the last finite row is that of step {finite}"
+            by = {"error": text, "last_finite_step": finite}
         self.folder.finish(
             status,
-            step=self.last["step"],
+            step=self.last["step"] if diverged is None else diverged.step,
             workers=dist.get_world_size(),
             resumed_from=resumed,
             micro_batch_size=micro_batch_size(self.trial),
@@ -144,9 +163,9 @@ class _Run:
             **by,
             **self.facts,
         )
-        if complete:
+        if complete or diverged is not None:
             self.folder.drop_checkpoints()
-        ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last}))
+        ray.get(self.board.say.remote(self.key, {"kind": status, "row": self.last, "error": by.get("error", "")}))
 
     def _memory(self) -> dict[str, Any]:
         """What each worker took at its peak, and what it had; by rank."""
@@ -203,7 +222,7 @@ class _Run:
         if self.writing is None:
             return
         step, parts = self.writing
-        if not wait and _on_any_rank(not parts.written()):
+        if not wait and on_any_rank(not parts.written()):
             return
         parts.wait()
         dist.barrier()
@@ -244,15 +263,6 @@ def _cards_here() -> float:
     """GPUs of this node, as Ray counts them."""
     here = ray.get_runtime_context().get_node_id()
     return float(next((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0))
-
-
-def _on_any_rank(flag: bool) -> bool:
-    """Whether it is so on one of the ranks, the same answer on all."""
-    if dist.get_world_size() == 1:
-        return flag
-    shared = torch.tensor(flag, dtype=torch.int32, device=device())
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return bool(shared.item())
 
 
 def _from_first_rank(*flags: bool) -> list[bool]:

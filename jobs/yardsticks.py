@@ -6,6 +6,7 @@ schedulers and reports accept only what stands here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -14,6 +15,7 @@ class Yardstick:
     name: str
     meaning: str
     higher_is_better: bool = True
+    worst: float = 0.0  # what a trial that diverged counts as
 
 
 YARDSTICKS: dict[str, Yardstick] = {
@@ -21,7 +23,7 @@ YARDSTICKS: dict[str, Yardstick] = {
     for y in (
         Yardstick("task/accuracy_sampled", "share of right answers, sampled at T = 1, mean over k draws a prompt"),
         Yardstick("task/accuracy_greedy", "share of right answers, greedy"),
-        Yardstick("heldout/nll", "mean -log p of held-out target tokens, nats", higher_is_better=False),
+        Yardstick("heldout/nll", "mean -log p of held-out target tokens, nats", higher_is_better=False, worst=math.inf),
         Yardstick("heldout/mean_p", "mean p of held-out target tokens"),
         Yardstick("heldout/token_accuracy", "share of held-out target tokens that are the model's first choice"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from sweeper.grouping import Kin
 
 Message = dict[str, Any]
-ENDS = ("finished", "stopped", "failed", "held")
+ENDS = ("finished", "stopped", "diverged", "failed", "paused", "held")
 GATHER_S = 30.0  # since the last trial was posted: so long a lane waits for more to train together with
 
 
@@ -41,6 +41,17 @@ class Place:
     shape: Any
     unmeasured: str | None = None
     outside: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a lane that is gone leaves. left: keys of its unfinished trials; came_up: whether its workers ever asked for
+    a trial; beside: whether another lane of its shape is up.
+    """
+
+    left: list[str]
+    came_up: bool
+    beside: bool
 
 
 class Meeting:
@@ -107,7 +118,10 @@ class Board:
         self.hold_at: dict[str, int] = {}  # key -> step
         self.given: dict[str, str] = {}  # key -> the spec that a lane was given
         self.phases: dict[str, str] = {}  # key -> what its workers do (jobs/clock.py)
-        self.broken = ""  # why no trial can run any more
+        self.came_up: set[str] = set()  # lanes whose workers have asked for a trial
+        self.told: dict[str, list[Message]] = defaultdict(list)  # what a lane's ranks have raised (jobs/failure.py)
+        self.broken: dict[Any, Message] = {}  # shapes that no worker can be had for, with the failure
+        self.paused: dict[str, str] = {}  # key -> why it is not to begin
         self.ending = False
 
     # Tune's side
@@ -116,17 +130,19 @@ class Board:
         """Wanted: run this trial (again)."""
         self.over.discard(key)
         self.ended.discard(key)
-        if self.broken:
-            await self.say(key, {"kind": "failed", "error": self.broken, "died": False})
+        if (failure := self.broken.get(self.places[key].shape)) is not None:
+            await self.say(key, {"kind": "failed", "failure": failure})
         elif key in self.dropped:
             await self.say(key, {"kind": "stopped"})
+        elif key in self.paused:
+            await self.say(key, {"kind": "paused", "error": self.paused[key]})
         else:
             self.posted.append(key)
             self.posted_at = time.monotonic()
             await self._wake()
 
     async def listen(self, key: str) -> Message:
-        """The trial's next message: {kind: row | finished | stopped | failed, row, error, died}."""
+        """The trial's next message: {kind: row or one of ENDS, row, error, failure (jobs.failure.Failure.record)}."""
         number = self.read[key]
         self.read[key] += 1
         await self._wake()  # asking for the next message is the word to go on
@@ -173,6 +189,7 @@ class Board:
     async def next_jobs(self, lane: str, index: int) -> list[Message] | None:
         """The lane's index-th trial, or trials to train together, the same for all ranks; None when it is to end."""
         self.lanes[lane]  # it is up
+        self.came_up.add(lane)
         async with self.changed:
             while not self._give(lane, index):
                 # a group that nobody completes goes without the rest
@@ -244,6 +261,10 @@ class Board:
         """What a trial took of memory, before its end is said: others of its kind wait for the places that follow."""
         self.measures.append((key, measure))
         self.settling |= {kind for kind in (self._unmeasured(key),) if kind}
+
+    async def raised(self, lane: str, failure: Message) -> None:
+        """What one of a lane's ranks has raised, before Ray Train knows (jobs.failure.Failure.record)."""
+        self.told[lane].append(failure)
 
     async def say(self, key: str, message: Message) -> None:
         self.messages[key].append(message)
@@ -322,11 +343,22 @@ class Board:
         await self._wake()
         return bool(running)
 
-    async def give_up(self, error: str) -> None:
-        """No lane can be brought up: every trial that is not over fails, with the reason."""
-        self.broken = error
-        while self.posted:
-            await self.say(self.posted.popleft(), {"kind": "failed", "error": error, "died": False})
+    async def give_up(self, failure: Message, shape: Any = None) -> None:
+        """No lane of this shape can be brought up (None: of any): what waits for one fails; what runs goes on."""
+        shapes = {place.shape for place in self.places.values()} if shape is None else {shape}
+        self.broken |= dict.fromkeys(shapes, failure)
+        for key in [key for key in self.posted if self.places[key].shape in shapes]:
+            self.posted.remove(key)
+            await self.say(key, {"kind": "failed", "failure": failure})
+
+    async def pause(self, keys: list[str], reason: str) -> list[str]:
+        """These are not to begin; what runs goes on. Returns those that this holds back."""
+        held = [key for key in keys if key not in self.ended and key not in self.runs and key not in self.paused]
+        self.paused |= dict.fromkeys(held, reason)
+        for key in [key for key in self.posted if key in self.paused]:
+            self.posted.remove(key)
+            await self.say(key, {"kind": "paused", "error": reason})
+        return held
 
     async def end(self, at_once: bool) -> None:
         """The sweep is being stopped: trials break off at their next row, or workers exit where they are."""
@@ -365,29 +397,39 @@ class Board:
         await self.place(places, specs)
         await self._again(keys)
 
-    async def lane_ended(self, lane: str, error: str | None, died: bool) -> list[str]:
-        """A lane is gone. Returns the keys of the trials that it leaves unfinished.
+    async def has_come_up(self, lane: str) -> bool:
+        """Whether a lane's workers have ever asked for a trial."""
+        return lane in self.came_up
 
-        One hears of it. Of several nobody knows whose fault it was: each goes on alone from its newest checkpoint, so
-        that the one which fails again fails alone.
+    async def told_by(self, lane: str) -> list[Message]:
+        """What its ranks have raised, in the order in which it was told."""
+        return self.told[lane]
+
+    async def lane_ended(self, lane: str, failure: Message | None, again: Collection[str] = ()) -> Ended:
+        """A lane is gone. failure: why, if it was not to end; again: keys of trials that are to be tried again.
+
+        A single trial fails, or is posted again. Members of a group are posted again to run alone from their newest
+        checkpoints, so that only the one at fault fails.
         """
         left = self._running(lane)
         for key in left:
             self.runs.pop(key)
-        self.lanes.pop(lane, None)
-        self.lane_shape.pop(lane, None)
-        self.groups.pop(lane, None)
-        self.meetings.pop(lane, None)
-        self.cards.pop(lane, None)
+        shape, came_up = self.lane_shape.pop(lane, None), lane in self.came_up
+        for known in (self.lanes, self.groups, self.meetings, self.cards, self.told):
+            known.pop(lane, None)
+        self.came_up.discard(lane)
+        beside = any(self.lane_shape.get(other) == shape for other in self.came_up)
         await self._wake()  # the trial that it was to measure may be another's now
-        if error is None:
-            return []
-        if len(left) == 1:
-            await self.say(left[0], {"kind": "failed", "error": error, "died": died})
-        elif not self.ending:
-            self._regroup(dict.fromkeys(left))
-            await self._again(left)
-        return left
+        if failure is not None and not self.ending:
+            if len(left) > 1:
+                self._regroup(dict.fromkeys(left))
+                await self._again(left)
+            for key in left if len(left) == 1 else []:
+                if key in again:
+                    await self._again([key])
+                else:
+                    await self.say(key, {"kind": "failed", "failure": failure})
+        return Ended([] if failure is None else left, came_up, beside)
 
     async def _again(self, keys: list[str]) -> None:
         """Post before all others what a lane has lost, but for what somebody has stopped meanwhile."""
@@ -395,7 +437,9 @@ class Board:
             self.runs.pop(key, None)
             if key in self.dropped:
                 await self.say(key, {"kind": "stopped"})
-        self.posted.extendleft(key for key in reversed(keys) if key not in self.dropped)
+            elif key in self.paused:
+                await self.say(key, {"kind": "paused", "error": self.paused[key]})
+        self.posted.extendleft(key for key in reversed(keys) if key not in self.dropped | self.paused.keys())
         await self._wake()
 
     def _regroup(self, kin: Mapping[str, Kin | None]) -> None:

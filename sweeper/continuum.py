@@ -2,7 +2,8 @@
 
 A cell is one (backbone, task); cells are ordered by the backbone's mean p on the task's training set, weak to strong.
 Every number stands beside `keys` and `run_ids`, the trials and MLflow runs that it was made from (None where MLflow
-has no run). Intervals are 95 % over seeds, Student's t, and NaN with one seed. Only finished trials count.
+has no run). Intervals are 95 % over seeds, Student's t, and NaN with one seed. Finished trials count, and those that
+diverged, with the worst value of each yardstick.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from jobs.yardsticks import PRIMARY, YARDSTICKS
+from sweeper.results import COUNTED
 
 LEVEL = 0.95
 BACKBONE = "backbone"  # the label of the untrained one
 NLL = "nll"
 GREEDY, HELDOUT_NLL = "task/accuracy_greedy", "heldout/nll"
 AHEAD, BEHIND, OPEN, ALONE = "ahead of NLL", "behind NLL", "not separated", "no comparison"
-NOT_FINISHED = ("failed", "stopped", "unfinished")
+NOT_FINISHED = ("diverged", "failed", "paused", "stopped", "unfinished")
 
 
 def quantile_of_t(freedom: float) -> float:
@@ -46,8 +48,8 @@ def leaderboard(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
 
     Columns: backbone, task, base_mean_p, base_run_ids, base_keys, objective, rank (missing for the backbone and where
     nothing is finished), mean, low, high, n (seeds with a value), greedy_* and nll_* (mean, low, high), gain,
-    gain_low, gain_high, gain_n, gain_outcome, gain_run_ids, gain_keys (see `gains`), num_finished, num_failed,
-    num_stopped, num_unfinished, run_ids, keys.
+    gain_low, gain_high, gain_n, gain_outcome, gain_run_ids, gain_keys (see `gains`), num_finished, one of
+    num_<status> for each of NOT_FINISHED, run_ids, keys.
     """
     sign = _sign(yardstick)
     gain_of = {(r["backbone"], r["task"], r["objective"]): r for r in gains(table, yardstick).to_dict("records")}
@@ -55,7 +57,7 @@ def leaderboard(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
     for where, cell in _cells(table):
         ranked = []
         for objective, trials in cell.groupby("objective", sort=False):
-            done = trials[trials["status"] == "finished"]
+            done = trials[trials["status"].isin(COUNTED)]
             gain = gain_of.get((where["backbone"], where["task"], objective), {})
             row = where | {"objective": objective, "rank": None} | _summary(done, yardstick)
             for prefix, name in (("greedy", GREEDY), ("nll", HELDOUT_NLL)):
@@ -64,7 +66,7 @@ def leaderboard(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
             row |= {f"gain_{k}": gain.get(k, math.nan) for k in ("low", "high")}
             row |= {"gain_n": gain.get("n", 0), "gain_outcome": gain.get("outcome")}
             row |= {f"gain_{k}": gain.get(k, []) for k in ("run_ids", "keys")}
-            row |= {"num_finished": len(done)}
+            row |= {"num_finished": int((trials["status"] == "finished").sum())}
             row |= {f"num_{s}": int((trials["status"] == s).sum()) for s in NOT_FINISHED}
             ranked.append(row | _traced(done))
         ranked.sort(key=lambda r: (r["objective"] == BACKBONE, math.isnan(r["mean"]), -sign * r["mean"]))
@@ -85,7 +87,7 @@ def gains(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
     """
     rows = []
     for where, cell in _cells(table):
-        done = cell[(cell["status"] == "finished") & cell[yardstick].notna()]
+        done = cell[cell["status"].isin(COUNTED) & cell[yardstick].notna()]
         anchor = done[done["objective"] == NLL]
         for objective in cell["objective"].drop_duplicates():
             if objective in (NLL, BACKBONE):
@@ -108,7 +110,7 @@ def alpha_curve(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
     """
     rows = []
     for where, cell in _cells(table):
-        done = cell[(cell["status"] == "finished") & cell["gate_side"].isna() & cell[yardstick].notna()]
+        done = cell[cell["status"].isin(COUNTED) & cell["gate_side"].isna() & cell[yardstick].notna()]
         for objective, trials in done.groupby("objective", sort=False):
             ends = {NLL: 0.0, "one-minus-p": 1.0}
             alpha = ends.get(str(objective), trials["alpha"].iloc[0])

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from jobs.curve import weights
+from jobs.failure import Failure
 from jobs.spec import ObjectiveSpec
 from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.continuum import BACKBONE, NLL
@@ -174,10 +175,12 @@ def weight_figure(objectives: Mapping[str, ObjectiveSpec]) -> Figure:
     p = numpy.arange(1, 1000) / 1000  # each the nearest number, so that a gate stands where it should
     for name, objective in sorted(objectives.items(), key=lambda item: (item[1].gate is not None, item[0])):
         gated = objective.gate is not None
-        axes.plot(
-            p, weights(p, objective, mean_p=0.5), label=name, color=colour[name],
-            linestyle="--" if gated else "-", linewidth=2.2,
-        )  # fmt: skip
+        try:
+            curve = weights(p, objective, mean_p=0.5)
+        except Exception as error:  # a package's own function, which may raise here as it does in training
+            axes.plot([], [], label=f"{name}: {Failure.of(error).line[:40]}", color=colour[name])
+            continue
+        axes.plot(p, curve, label=name, color=colour[name], linestyle="--" if gated else "-", linewidth=2.2)
         if objective.gate is not None and objective.gate.at is not None:
             axes.axvline(objective.gate.at, color=colour[name], linewidth=1, linestyle=":")
     axes.set_xlim(0, 1)

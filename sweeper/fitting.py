@@ -17,16 +17,6 @@ from jobs.plugins import objective_named
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
 
-# torch on a GPU and on the CPU, Python, the system's allocator, Ray's memory monitor
-SIGNS = (
-    "out of memory", "OutOfMemoryError", "can't allocate memory", "MemoryError", "Cannot allocate memory",
-    "running low on memory",
-)  # fmt: skip
-
-
-def is_out_of_memory(error: str) -> bool:
-    return any(sign in error for sign in SIGNS)
-
 
 def fitting(trial: TrialSpec, root: Path) -> TrialSpec:
     """The trial with no more sequences at once than are known to fit."""

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 from ray.util import placement_group_table, remove_placement_group
 
 from cluster.broker import HEARTBEAT_S, Share
 from cluster.connect import nodes
 from cluster.resources import Shape
 from jobs.clock import EVALUATE
+from jobs.failure import PEER_SIGNS, Failure, Kind, root_cause
 from jobs.process_group import LaneConfig, serve
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
-from sweeper.board import Place, State
-from sweeper.fitting import fewer_answers, fitting, is_out_of_memory, smaller
+from sweeper.board import Ended, Place, State
+from sweeper.fitting import fewer_answers, fitting, smaller
 from sweeper.gpu_memory import larger_share, placed, remember
 from sweeper.gpu_share import Measure, in_words, parts_of
 from sweeper.grouping import regrouped
 from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 from sweeper.lane_trainer import LaneTrainer
+from sweeper.retries import Breaker, Retries
 
 GIB = 1 << 30
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
-FRUITLESS = 3  # lanes in a row that failed before their first trial: then none will come up
-# what gloo and NCCL raise in a worker whose peer is gone; Ray may notice that later
-PEER_GONE = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection was closed")
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, of a terminal
+FRUITLESS = 3  # lanes of a shape in a row whose workers never came: then none will
 SOON_S = 5.0  # a lane that is not up by then may be waiting for room: say so
 STOP_S = 600.0  # for trials to reach their next row and write a checkpoint; a second Ctrl-C does not wait
 
@@ -46,6 +45,7 @@ class LanePool:
 
     trials:   key -> trial, as they are to be run; places: what each of them occupies
     most:     trials at once, over all shapes
+    retries:  whether a trial that failed starts again
     requests: names trials that somebody wants stopped, each once
     say:      prints a line for people
     """
@@ -59,18 +59,21 @@ class LanePool:
         sweep: str,
         share: Share,
         most: int | None,
+        retries: Retries,
         requests: Callable[[], list[str]],
         say: Callable[[str], None],
     ) -> None:
         self.board, self.root, self.share, self.most = board, root, share, most
         self.trials, self.places = dict(trials), dict(places)
         self.lock = threading.Lock()
-        self.requests, self.say = requests, say
+        self.retries, self.requests, self.say = retries, requests, say
+        self.breaker, self.began = Breaker(trials), time.time()
         self.folder = root / "lanes" / f"{sweep}-{time.time_ns()}"
         self.closing = threading.Event()
         self.lanes: dict[str, Lane] = {}
         self.threads: list[threading.Thread] = []
-        self.number = self.fruitless = 0
+        self.number = 0
+        self.fruitless: Counter[Shape] = Counter()
         self.aborted = False
         self.manager = threading.Thread(target=self._manage, daemon=True)
 
@@ -120,11 +123,11 @@ class LanePool:
     def _manage(self) -> None:
         try:
             self._open_and_close()
-        except Exception:  # raised again, once the board knows; at the end of a sweep there is nothing to tell it
+        except Exception as error:  # raised again, once the board knows; at the end of a sweep it need not
             if self.closing.is_set():
                 raise
             try:  # nobody would open a lane again
-                ray.get(self.board.give_up.remote("the lanes are managed no more; the driver's log has the reason"))
+                ray.get(self.board.give_up.remote(Failure.of(error).record()))
             except ray.exceptions.RayActorError:
                 return  # that is the reason, and the driver says it
             raise
@@ -187,27 +190,69 @@ class LanePool:
             del self.lanes[lane.name]
 
     def _train(self, lane: Lane) -> None:
-        """Until the lane ends; the board hears of it, and the record of what it leaves unfinished."""
-        name, shape = lane.name, lane.shape
-        error, died = None, False
+        """Until the lane ends; the record and the board hear what it leaves unfinished, and why."""
+        name, failure = lane.name, None
         try:
             self._trainer(lane).fit()
-        except TrainingFailedError as failure:
-            if lane.up or not lane.unwanted.is_set():
-                error, died = _reason(failure)
-        except ray.exceptions.RayError as lost:
-            error, died = str(lost), True
-        if error is not None and (group := ray.get(self.board.group_of.remote(name))) is not None:
-            remove_placement_group(group)  # if Ray Train has left it, nobody else does while this driver lives
-        if error is not None and is_out_of_memory(error):
-            self._make_room(name, shape)
-        left = ray.get(self.board.lane_ended.remote(name, error, died))
-        for key in () if self.aborted else left:
-            beside = f"one of {len(left)} trained together; each goes on alone: " if len(left) > 1 else ""
-            TrialFolder(self.root / "trials" / key).add_failure(f"{beside}{error}")
-        self.fruitless = self.fruitless + 1 if error is not None and not lane.up else 0
-        if self.fruitless >= FRUITLESS and not any(other.up for other in list(self.lanes.values()) if other != lane):
-            ray.get(self.board.give_up.remote(f"no worker group comes up: {error}"))
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            # a lane that waited for room when nobody wanted it any more has not failed
+            if ray.get(self.board.has_come_up.remote(name)) or not lane.unwanted.is_set():
+                failure = why_ended(error, ray.get(self.board.told_by.remote(name)))
+        again: list[str] = []
+        if failure is not None:
+            if (group := ray.get(self.board.group_of.remote(name))) is not None:
+                remove_placement_group(group)  # if Ray Train has left it, nobody else does while this driver lives
+            if failure.kind is Kind.OUT_OF_MEMORY:
+                self._make_room(name, lane.shape)
+            again = self._record(failure, list(ray.get(self.board.running_in.remote(name))))
+        ended: Ended = ray.get(self.board.lane_ended.remote(name, failure and failure.record(), again))
+        if failure is not None and not ended.came_up:
+            self._no_worker(lane.shape, failure, ended.beside)
+        elif ended.came_up:
+            self.fruitless.pop(lane.shape, None)
+
+    def _record(self, failure: Failure, keys: list[str]) -> list[str]:
+        """Write a lane's failure into the records of its trials. Returns the keys of those that start again."""
+        if self.aborted:
+            return []
+        again = []
+        for key in keys:
+            folder = TrialFolder(self.root / "trials" / key)
+            own = failure.at(folder.last_step())
+            if len(keys) > 1:
+                folder.add_failure(own, f"one of {len(keys)} trained together; each goes on alone")
+                again.append(key)
+                continue
+            folder.add_failure(own)
+            if self.retries.again(key, own):
+                again.append(key)
+            else:
+                self._pause_what_is_alike(key, own)
+        return again
+
+    def _pause_what_is_alike(self, key: str, failure: Failure) -> None:
+        with self.lock:
+            pause = self.breaker.failed(key, failure, self._finished())
+        if pause is None:
+            return
+        if held := ray.get(self.board.pause.remote(sorted(pause.trials - {key}), pause.reason)):
+            self.say(f"paused {len(held)} trials: {pause.reason}")
+
+    def _finished(self) -> Iterator[str]:
+        """Keys of trials that have finished since this pool began; read when it is asked."""
+        for key in self.trials:
+            result = TrialFolder(self.root / "trials" / key).result()
+            if result is not None and result["status"] == "finished" and result["time"] >= self.began:
+                yield key
+
+    def _no_worker(self, shape: Shape, failure: Failure, beside: bool) -> None:
+        """A lane ended before its workers asked for a trial. After some in a row its shape is given up, no other."""
+        self.fruitless[shape] += 1
+        if self.fruitless[shape] < FRUITLESS or beside:
+            return
+        reason = f"no worker group comes up: {failure.line}"
+        known = replace(failure, kind=Kind.NOT_STARTED, type="NotStarted", message=reason)
+        ray.get(self.board.give_up.remote(known.record(), shape))
 
     def _make_room(self, name: str, shape: Shape) -> None:
         """A lane has run out of memory: a smaller group; else a larger share of a GPU, else fewer sequences at once."""
@@ -246,7 +291,9 @@ class LanePool:
     def _say_out_of_memory(self, keys: list[str], again: str, now: str, where: str = "") -> None:
         """To the record and to people."""
         for key in keys:
-            TrialFolder(self.root / "trials" / key).add_failure(f"out of memory{where}; again with {again}")
+            folder = TrialFolder(self.root / "trials" / key)
+            message = f"out of memory{where}; again with {again}"
+            folder.add_failure(Failure(Kind.OUT_OF_MEMORY, "OutOfMemory", message, step=folder.last_step()))
         together = " together" if len(keys) > 1 and not where else ""
         self.say(f"{' and '.join(keys)}: out of memory{where}{together}; from now on {now}")
 
@@ -310,19 +357,37 @@ def free() -> dict[str, float]:
     return {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
 
 
-def is_death(error: Exception) -> bool:
-    """Whether a worker's error is the death of one, its own or a peer's; else something in it was raised.
+def why_ended(error: Exception, told: Sequence[Mapping[str, Any]]) -> Failure:
+    """Why a lane failed. told: what its ranks raised (Failure.record), in the order in which it was told.
 
-    Ray Train 2.60 hands on what a training function raised as it was raised; a death is an error of Ray's own.
+    A rank that trains and raises says so before it goes. So what no rank has told is a death, or an error of before
+    the workers came up.
     """
-    if isinstance(error, UserExceptionWithTraceback):
-        error = error._base_exc
-    return isinstance(error, RayTrainError | ray.exceptions.RayError) or any(sign in str(error) for sign in PEER_GONE)
+    raised = [Failure.read(record) for record in told]
+    if (cause := root_cause(raised)) is not None:
+        return cause
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    deaths = {rank: one for rank, one in failures.items() if not _is_peers_loss(one)} or failures
+    rank = min(deaths, default=None)
+    text = "\n".join(str(one) for one in failures.values()) or str(error)
+    causes = list(_causes([error, *failures.values()]))
+    if not raised and not any(isinstance(one, ray.exceptions.RayActorError) for one in causes):
+        return Failure.of_words(text, rank)  # while the workers came up, before they could tell
+    return Failure.of_death(text, rank, any(getattr(one, "preempted", False) for one in causes))
 
 
-def _reason(failure: TrainingFailedError) -> tuple[str, bool]:
-    """Text of the failure, and whether a worker died (worth another try) rather than raised (not worth one)."""
-    if not isinstance(failure, WorkerGroupError):
-        return COLOURS.sub("", str(failure)), True
-    died = any(is_death(error) for error in failure.worker_failures.values())
-    return COLOURS.sub("", "\n".join(str(e) for e in failure.worker_failures.values())), died
+def _is_peers_loss(error: BaseException) -> bool:
+    return any(sign in str(error) for sign in PEER_SIGNS)
+
+
+def _causes(errors: Sequence[BaseException]) -> Iterator[BaseException]:
+    """Errors, what they were raised from, and what they carry."""
+    left, seen = list(errors), set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        carried = [one.__cause__, getattr(one, "health_check_failure", None), getattr(one, "controller_failure", None)]
+        left += [other for other in carried if isinstance(other, BaseException)]

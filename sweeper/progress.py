@@ -30,7 +30,9 @@ class Progress:
         if trial.objective is not None:
             who += f" · seed {trial.seed}"
         if status == "failed":
-            score = "FAILED: " + (str(result.get("error", "")).strip().splitlines() or [""])[-1][:300]
+            score = f"FAILED: {result.get('error') or 'no reason is recorded'}"
+        elif status == "diverged":
+            score = f"DIVERGED: {result.get('error', '')}"
         else:
             sampled, greedy = (result.get(f"task/accuracy_{how}", math.nan) for how in ("sampled", "greedy"))
             score = "" if math.isnan(sampled) else f"accuracy T=1 {sampled:.2f}, greedy {greedy:.2f}"

@@ -23,7 +23,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Runner:
-    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it has its last word and trains no more.
+    """One trial of a cell. scores: by step; exempt: may not be stopped; out: it is over and trains no more.
+
+    diverged: it counts as worse than everything at each rung that it did not come to.
 
     That holds for what a race has stopped too, whatever is added to the cell later: its scores count at the rungs that
     it came to, and no rung waits for it. Only to revive it takes a stop back.
@@ -35,6 +37,11 @@ class Runner:
     scores: Mapping[int, Score]
     exempt: bool = False
     out: bool = False
+    diverged: bool = False
+
+    def at(self, rung: int) -> Score | None:
+        """Its score at a rung; None where it has none."""
+        return self.scores.get(rung, Score(-math.inf) if self.diverged else None)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ def standing(cell: Sequence[Runner], grace_steps: int, reduction_factor: int, co
             return Standing({r.key: rung for r in missing}, stop)
         arms: dict[str, list[Score]] = {}
         for runner in live:
-            if rung in runner.scores:
-                arms.setdefault(runner.objective, []).append(runner.scores[rung])
+            if (score := runner.at(rung)) is not None:
+                arms.setdefault(runner.objective, []).append(score)
         ahead = promoted(arms, math.ceil(len(arms) / reduction_factor), confidence)
         stop |= {r.key: rung for r in live if r.objective not in ahead and not r.exempt and not r.out}
         live = [r for r in live if r.objective in ahead or r.exempt]
@@ -81,10 +88,11 @@ def standing(cell: Sequence[Runner], grace_steps: int, reduction_factor: int, co
 def promoted(arms: Mapping[str, Sequence[Score]], keep: int, confidence: float) -> set[str]:
     """The best `keep` objectives by mean over seeds, and all that are not surely worse than the last of them."""
     means = {name: fmean(s.value for s in scores) for name, scores in arms.items()}
-    order = sorted(means, key=lambda name: -means[name])
+    finite = {name: scores for name, scores in arms.items() if math.isfinite(means[name])}
+    order = sorted(finite, key=lambda name: -means[name])  # an objective with a trial that diverged is behind all
     if len(order) <= keep:
-        return set(order)
-    last, errors, z = order[keep - 1], _standard_errors(arms), NormalDist().inv_cdf(confidence)
+        return set(order or arms)
+    last, errors, z = order[keep - 1], _standard_errors(finite), NormalDist().inv_cdf(confidence)
     return {
         name
         for place, name in enumerate(order)

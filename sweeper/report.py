@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 160
-ERROR_LINES = 6
 Url = Callable[[str], str]
 Row = dict[str, Any]
 
@@ -109,7 +108,7 @@ def write_report(
     texts = {
         "report.html": html,
         "report.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n",
-        "trials.csv": table.to_csv(index=False),
+        "trials.csv": table.drop(columns="traceback").to_csv(index=False),
         "leaderboard.csv": flat.to_csv(index=False),
     }
     for name, text in texts.items():
@@ -231,9 +230,12 @@ def _means_of(ranked: list[Row]) -> list[Row]:
 
 
 def _problem(row: dict[Any, Any]) -> Row:
-    error = "" if pd.isna(row["error"]) else "\n".join(str(row["error"]).strip().splitlines()[-ERROR_LINES:])
-    names = ("key", "backbone", "task", "objective", "seed", "status", "stopped_by", "mlflow_run_id")
-    return _plain({name: row[name] for name in names} | {"steps": int(row["steps"]), "error": error})
+    """A trial that is not finished. error: a line; traceback: all of it, where something was raised."""
+    names = (
+        "key", "backbone", "task", "objective", "seed", "status", "stopped_by", "mlflow_run_id", "error",
+        "failure_kind", "traceback",
+    )  # fmt: skip
+    return _plain({name: row[name] for name in names} | {"steps": int(row["steps"])})
 
 
 def _next(advice: Advice) -> Row:

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
 EARLY = ("race", "scheduler")  # who may end a trial before its time, beside a person ("hand")
 CUTS = ("train_cut", "train_dropped", "heldout_cut", "heldout_dropped")
-STATUSES = ("finished", "failed", "stopped", "unfinished")
+OVER = ("finished", "diverged", "stopped")  # what a further run leaves alone; all else is still to do
+COUNTED = ("finished", "diverged")  # what stands in the numbers; a trial that diverged with the worst value of each
 
 
 def status_of(result: dict[str, Any] | None) -> str:
     """A trial without a last word is unfinished, whatever happened to its attempts."""
     return "unfinished" if result is None else str(result["status"])
+
+
+def failure_of(result: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The failure in a result (jobs.failure.Failure.record); empty where there is none."""
+    return dict((result or {}).get("failure") or {})
 
 
 def taken(result: Mapping[str, Any]) -> float | None:
@@ -36,10 +42,11 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
 
     Columns: key, backbone, task, objective (label; 'backbone' for the untrained one), name, alpha, objective_spec
     (JSON), gate_side, gate_at (the probability in force; for a quantile, once it is measured), seed, status, stopped_by
-    (race, scheduler, hand), error, steps, setup_s and train_s (jobs/clock.py), mlflow_run_id, CUTS (how many examples
-    were longer than max_length), corpus (JSON: what it was trained and measured on, jobs/corpus.py), base_mean_p (the
-    backbone's mean p on the training set, Eq. 5), every yardstick at the trial's last evaluation, and base/<yardstick>
-    for the backbone.
+    (race, scheduler, hand), error (a line), failure_kind and traceback (jobs/failure.py), steps, setup_s and train_s
+    (jobs/clock.py), mlflow_run_id, CUTS (how many examples were longer than max_length), corpus (JSON: what it was
+    trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p on the training set, Eq. 5), every
+    yardstick at the trial's last evaluation (its worst value where the trial diverged), and base/<yardstick> for the
+    backbone.
     """
     import pandas as pd
 
@@ -53,6 +60,8 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
         folder = store.trial(key)
         result = folder.result()
         final = {k: v for row in folder.rows() for k, v in row.items()}  # the last value of each
+        if status_of(result) == "diverged":
+            final |= {name: yardstick.worst for name, yardstick in YARDSTICKS.items()}
         objective = trial.objective.canonical() if trial.objective else None
         gate = objective.gate if objective else None
         names = [trial.backbone.name]
@@ -73,6 +82,8 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "status": status_of(result),
                 "stopped_by": (result or {}).get("by"),
                 "error": (result or {}).get("error"),
+                "failure_kind": failure_of(result).get("kind"),
+                "traceback": failure_of(result).get("traceback"),
                 "steps": final.get("step", 0),
                 "setup_s": (result or {}).get("setup_s"),
                 "train_s": (result or {}).get("train_s"),

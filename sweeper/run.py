@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Node, Shape, lanes_that_fit, total
+from jobs.failure import Failure, Kind
 from jobs.spec import TrialSpec
 from sweeper import control
 from sweeper.fitting import fitting
@@ -21,7 +22,8 @@ from sweeper.inputs import Refused, checked, prepared
 from sweeper.plan import Plan
 from sweeper.progress import Progress
 from sweeper.race import standing
-from sweeper.results import status_of
+from sweeper.results import OVER, status_of
+from sweeper.retries import Retries
 from sweeper.shared import Shared
 from sweeper.store import Claims, Store
 from sweeper.tracking import TrackingThread
@@ -31,11 +33,10 @@ if TYPE_CHECKING:
 
 AT_BOARD = 100_000  # who may wait at the board at once: every trial under way, and every worker of every lane twice
 BOARD_DIED = "the sweep's board, Ray's actor Board, has died; run it again: trials go on from their newest checkpoints"
-OVER = ("finished", "stopped")
 
 
 def pending_trials(store: Store, plan: Plan) -> list[TrialSpec]:
-    """What is still to do: trials without a last word, and those that failed; the largest first, like beside like."""
+    """Trials without a result, and those that failed or were paused; the largest first, like beside like."""
     todo = [t for t in plan.trials if status_of(store.trial(t.key).result()) not in OVER]
     return sorted(todo, key=lambda t: shape_of(t.execution), reverse=True)
 
@@ -69,7 +70,8 @@ def _turned_away(refused: Refused, store: Store, say: Progress) -> None:
     for key, reason in refused.reasons.items():
         folder = store.trial(key)
         folder.create(say.trials[key])
-        folder.finish("failed", error=reason, step=0)
+        failure = Failure(Kind.ERROR, "TaskError", reason, "", "", None)
+        folder.finish("failed", error=failure.line, failure=failure.record())
         say.ended(key, "failed", {"error": reason})
 
 
@@ -119,7 +121,7 @@ def _tune(
     ray.get(board.hold.remote(dict.fromkeys(shared.mine)))  # for the others no lanes
     share = Share(f"{settings.name}-{time.time_ns()}", settings.name, settings.priority, alone=address is None)
     with LanePool(
-        board, trials, places, store.root, settings.name, share, settings.concurrency,
+        board, trials, places, store.root, settings.name, share, settings.concurrency, Retries(settings.max_failures),
         partial(_stop_requests, store, settings.name, shared, say), say.line,
     ):  # fmt: skip
         refused = prepared(pending, store.root, read)  # while the lanes come up
@@ -132,7 +134,7 @@ def _tune(
         with watch.beside(store, settings.name):
             for round_ in _rounds(plan, store, keys, say, shared):
                 ray.get(board.hold.remote(round_))
-                tune_round(in_order(list(round_), kin), board, settings.max_failures, most, scheduler, callback, folder)
+                tune_round(in_order(list(round_), kin), board, most, scheduler, callback, folder)
 
 
 def _stop_requests(store: Store, sweep: str, shared: Shared, say: Progress) -> list[str]:
@@ -217,16 +219,14 @@ def _callback(store: Store, say: Progress) -> Any:
             key, result = trial.config["key"], trial.last_result or {}
             folder = store.trial(key)
             if result.get("status") == "failed" and folder.result() is None:
-                folder.finish("failed", error=last_lines(str(result["error"])))
-            if result.get("status") == "held":
-                return  # of a race: it goes on, or its last word comes, when the others are there
+                failure = Failure.read(result["failure"]).at(folder.last_step())
+                folder.finish("failed", error=failure.line, failure=failure.record())
+            if result.get("status") == "paused" and folder.result() is None:
+                folder.finish("paused", error=result["error"])
+            if result.get("status") in ("held", "paused"):
+                return  # a race decides between its rounds; the pool of lanes has said why others are paused
             if result.get("status") == "stopped":  # by hand, while its worker had died
                 folder.stop_by_hand()
-            say.ended(key, status_of(folder.result()), result)
+            say.ended(key, status_of(folder.result()), result | {"error": (folder.result() or {}).get("error")})
 
     return Ends()
-
-
-def last_lines(error: str, count: int = 30) -> str:
-    """The end of a traceback, where the reason stands."""
-    return "\n".join(error.strip().splitlines()[-count:])

@@ -12,6 +12,7 @@ from jobs.record import Row
 from jobs.yardsticks import YARDSTICKS
 from sweeper.plan import Plan
 from sweeper.race import Runner, Score
+from sweeper.results import status_of
 from sweeper.spec import SchedulerSpec
 from sweeper.store import Store
 
@@ -58,10 +59,18 @@ def cells_of(plan: Plan, store: Store) -> dict[Cell, list[Runner]]:
             continue
         folder = store.trial(trial.key)
         scores = {int(row["step"]): _score(row, metric, sign) for row in folder.rows() if metric in row}
-        out = folder.result() is not None
+        status = status_of(folder.result())
         assert trial.train.steps is not None  # a plan with a race has no epochs
         cells.setdefault((trial.backbone.name, trial.task.name), []).append(
-            Runner(trial.key, trial.objective_label, trial.train.steps, scores, trial.key in spared, out)
+            Runner(
+                trial.key,
+                trial.objective_label,
+                trial.train.steps,
+                scores,
+                trial.key in spared,
+                out=status != "unfinished",
+                diverged=status == "diverged",
+            )
         )
     return cells
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sweeper import control
+from sweeper.results import OVER
 from sweeper.store import Claims, Store
 
 LOOK_S = 2.0  # between two looks at what others train
@@ -73,7 +74,7 @@ class Shared:
 
     def _failure(self, key: str) -> Mapping[str, Any] | None:
         result = self.store.trial(key).result()
-        return result if result is not None and result["status"] == "failed" else None
+        return result if result is not None and result["status"] not in OVER else None
 
     def _is_over(self, key: str) -> bool:
         result = self.store.trial(key).result()

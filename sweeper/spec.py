@@ -88,7 +88,9 @@ class Settings(Strict):
         None, description="trials (or groups of them) at once; without it, as many as fit"
     )
     priority: float = Field(1.0, gt=0, description="weight beside other sweeps on the same cluster")
-    max_failures: int = Field(1, ge=0, description="how often a trial whose worker died is started again")
+    max_failures: int = Field(
+        0, ge=0, description="how often a trial that raised an error starts again; what dies does so without it"
+    )
     lanes: bool = Field(True, description="workers stay up and serve one trial after another")
     together: Literal["auto", "off"] | Annotated[int, Field(ge=2)] = Field(
         "auto", description="how many trials train at once on one frozen backbone, where they differ in no more than "

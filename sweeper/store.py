@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from cluster.strict import readable
 from jobs.files import write_text
 from jobs.record import TrialFolder
 from jobs.spec import TrialSpec
@@ -59,13 +62,22 @@ class Store:
         return dict(json.loads(file.read_text()))
 
     def trials(self, name: str) -> dict[str, TrialSpec]:
-        """The trials of a sweep's newest plan by key, in plan order."""
-        rows = self.plan(name)["trials"]
-        return {row["key"]: TrialSpec.model_validate({k: v for k, v in row.items() if k != "key"}) for row in rows}
+        """The trials of a sweep's newest plan by key, in plan order.
+
+        Raises StoreError where this environment cannot read one, such as one with an objective that is not installed.
+        """
+        found = {}
+        for row in self.plan(name)["trials"]:
+            try:
+                found[row["key"]] = TrialSpec.model_validate({k: v for k, v in row.items() if k != "key"})
+            except ValidationError as error:
+                reasons = "; ".join(readable(error, ""))
+                raise StoreError(f"{self.sweep_dir(name) / 'plan.json'}: trial {row['key']}: {reasons}") from None
+        return found
 
     def find_trial(self, name: str, beginning: str) -> str:
         """The one trial of a sweep whose key begins so. Raises StoreError."""
-        found = [key for key in self.trials(name) if key.startswith(beginning)]
+        found = [row["key"] for row in self.plan(name)["trials"] if row["key"].startswith(beginning)]
         if beginning in found:
             return beginning
         if len(found) != 1:

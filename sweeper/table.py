@@ -18,7 +18,7 @@ from sweeper.gpu_share import in_words, parts_of
 from sweeper.grouping import groups_facts
 from sweeper.plan import Plan
 from sweeper.preview import data_facts, print_data
-from sweeper.results import status_of
+from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
 from sweeper.task_facts import at_hand
 
@@ -99,7 +99,7 @@ def _gpu_shares(plan: Plan, store: Store) -> list[str]:
 
 def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
     """Of what is still to do; None where some trial's time is not known, 0 without GPUs."""
-    todo = [t for t in trials if t["status"] not in ("finished", "stopped")]
+    todo = [t for t in trials if t["status"] not in OVER]
     if any(t["seconds"] is None for t in todo):
         return None
     return round(sum(t["seconds"] * t["gpus"] for t in todo) / 3600, 2)
@@ -108,7 +108,7 @@ def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
 def print_plan(facts: dict[str, Any]) -> None:
     trials = facts["trials"]
     trained = [t for t in trials if t["objective"] != "backbone"]
-    todo = [t for t in trials if t["status"] not in ("finished", "stopped")]
+    todo = [t for t in trials if t["status"] not in OVER]
     print(f"{facts['sweep']} ({facts['source']}): {facts['cells']} cells, {len(trained)} trials to train,", end=" ")
     print(f"{len(trials) - len(trained)} backbones to measure; {len(trials) - len(todo)} done already\n")
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -120,7 +120,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     for (backbone, task, objective), group in groups.items():
         one = group[0]
         seeds = " ".join(str(t["seed"]) for t in group) if one["seed"] is not None else ""
-        done = sum(t["status"] in ("finished", "stopped") for t in group)
+        done = sum(t["status"] in OVER for t in group)
         time = _time(one["seconds"]) + ("" if one["seconds_from"] == "measured" else " ~")
         rows.append(
             (backbone, task, objective, seeds, _count(one["steps"]), _count(one["tokens"]), _size(one["memory_bytes"]),
@@ -169,12 +169,13 @@ def status_facts(store: Store, sweep: str) -> dict[str, Any]:
                 "step": rows[-1]["step"] if rows else 0,
                 "steps": trial.train.steps if trial.objective else 0,
                 "error": (result or {}).get("error"),
+                "failure": {k: v for k, v in failure_of(result).items() if k != "traceback"} or None,
             }
         )
     counts = Counter(t["status"] for t in trials)
     return {
         "sweep": sweep,
-        "done": counts["finished"] + counts["stopped"] == len(trials),
+        "done": sum(counts[status] for status in OVER) == len(trials),
         "counts": dict(counts),
         "trials": trials,
     }
@@ -183,11 +184,16 @@ def status_facts(store: Store, sweep: str) -> dict[str, Any]:
 def print_status(facts: dict[str, Any]) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(facts["counts"].items()))
     print(f"{facts['sweep']}: {counts} of {len(facts['trials'])} trials")
+    paused = Counter(trial["error"] for trial in facts["trials"] if trial["status"] == "paused")
+    for reason, number in paused.items():
+        print(f"\npaused: {number} trials\n  {reason}\n  Mend the cause and run the sweep again: they start then.")
     for trial in facts["trials"]:
-        if trial["status"] == "failed":
-            print(f"\nfailed: {trial['key']} at step {trial['step']:g}\n{trial['error']}")
+        if trial["status"] in ("failed", "diverged"):
+            print(f"\n{trial['status']}: {trial['key']} at step {trial['step']:g}\n  {trial['error']}")
         elif trial["status"] == "unfinished" and trial["step"]:
             print(f"under way: {trial['key']} at step {trial['step']:g} of {trial['steps'] or '?'}")
+    if facts["counts"].get("failed"):
+        print(f"\nTracebacks: sweeper logs {facts['sweep']} TRIAL")
 
 
 def trial_log(store: Store, sweep: str, trial: str, follow: bool, as_json: bool = False) -> Iterator[str]:
@@ -212,9 +218,19 @@ def trial_log(store: Store, sweep: str, trial: str, follow: bool, as_json: bool 
         yield from map(json.dumps, [*folder.failures(), *filter(None, [folder.result()])])
         return
     for failure in folder.failures():
-        yield f"failed: {failure['error'].strip()}"
+        yield from _failure_lines(failure)
     if result := folder.result():
         yield f"{result['status']}" + (f": {result['error']}" if result.get("error") else "")
+
+
+def _failure_lines(failure: dict[str, Any]) -> Iterator[str]:
+    """An attempt that failed, with its traceback; records of earlier versions have a text alone."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure["time"]))
+    kind = failure.get("kind", "error")
+    of_rank = "" if failure.get("rank") is None else f", rank {failure['rank']}"
+    yield f"{when}  failed ({kind}{of_rank}, after step {failure.get('step', 0)}): {failure['error'].strip()}"
+    if failure.get("traceback"):
+        yield failure["traceback"].rstrip()
 
 
 def _print_columns(rows: list[tuple[str, ...]]) -> None:

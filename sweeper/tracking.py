@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.spec import TrialSpec
-from sweeper.results import status_of
+from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
 from sweeper.view import view_tags, view_url
 
@@ -30,7 +30,7 @@ PAGE = 1000  # runs in one answer
 # of a result: what a worker could take at once
 AT_ONCE = ("micro_batch_size", "evaluated_at_once")
 NOT_MADE = "is not there yet, the first sweep makes it"
-FINAL = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+FINAL = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED", "paused": "KILLED"}
 # a server that is down is asked again at the next sync, so no request needs MLflow's own minutes of retries
 MLFLOW_ENV = {
     "GIT_PYTHON_REFRESH": "quiet",
@@ -92,7 +92,7 @@ class Tracking:
             states = [status_of(self.store.trial(key).result()) for key in self.trials]
             self.client.set_terminated(
                 self.parent,
-                "FINISHED" if all(s in ("finished", "stopped") for s in states)
+                "FINISHED" if all(s in OVER for s in states)
                 else "FAILED" if "unfinished" not in states
                 else "KILLED",
             )  # fmt: skip
@@ -140,7 +140,7 @@ class Tracking:
         status = status_of(folder.result())
         rows, offset = folder.rows_from(self.offsets.get(key, 0))
         run = self.runs.get(key)
-        if not rows and status == "unfinished" and run is None:
+        if not rows and status in ("unfinished", "paused") and run is None:
             return  # not started
         if run is None:
             run = self.runs[key] = self._create(key, trial)
@@ -283,6 +283,8 @@ def _tags_of(result: dict[str, Any]) -> dict[str, str]:
         tags["together"] = str(result["together"])
     if result.get("error"):
         tags["error"] = str(result["error"])[-4000:]
+    if kind := failure_of(result).get("kind"):
+        tags["failure.kind"] = str(kind)
     return tags | _memory_tags(result.get("memory"))
 
 

@@ -34,7 +34,6 @@ NAME = "tune"  # of the experiment, and so of its folder
 def tune_round(
     keys: Sequence[str],
     board: Any,
-    max_failures: int,
     most: int,
     scheduler: TrialScheduler | None,
     callback: tune.Callback,
@@ -42,10 +41,9 @@ def tune_round(
 ) -> None:
     """Have these trials trained, in this order; returns when all are at their end, or held.
 
-    board:        the sweep's board, a Ray actor
-    max_failures: how often a trial whose worker died is posted again, from its checkpoint
-    most:         trials posted at once
-    folder:       where Tune may keep a folder of its own meanwhile
+    board:  the sweep's board, a Ray actor
+    most:   trials posted at once
+    folder: where Tune may keep a folder of its own meanwhile
     Raises RayActorError where the board has died.
     """
     experiment = Experiment(
@@ -64,7 +62,7 @@ def tune_round(
         storage=experiment.storage,
         trial_checkpoint_config=experiment.checkpoint_config,
     )
-    controller._actor_manager = Posts(board, max_failures)
+    controller._actor_manager = Posts(board)
     search.add_configurations([experiment])
     controller.update_max_pending_trials()
     controller.setup_experiments([experiment], total_num_samples=search.total_samples)
@@ -89,8 +87,7 @@ class _Controller(TuneController):
 class Post:
     """A trial that Tune has under way, in the place of an actor of Tune's.
 
-    asked: whether it is on the board; over: whether its end was read; failures: workers that died with it;
-    results: how many Tune has had
+    asked: whether it is on the board; over: whether its end was read; results: how many Tune has had
     """
 
     key: str
@@ -99,7 +96,6 @@ class Post:
     on_error: Callable[[Post, Exception], None] | None
     asked: bool = False
     over: bool = False
-    failures: int = 0
     results: int = 0
     started: float = 0.0
 
@@ -123,8 +119,8 @@ class Posts:
 
     num_pending_actors = 0  # a trial is posted at once; whether a lane is free is the board's affair
 
-    def __init__(self, board: Any, max_failures: int) -> None:
-        self.board, self.max_failures = board, max_failures
+    def __init__(self, board: Any) -> None:
+        self.board = board
         self.waits: dict[ray.ObjectRef, _Wait] = {}  # the oldest first, so that none is passed over
         self.events: deque[Callable[[], None]] = deque()
         self._live_actors_to_ray_actors_resources: dict[Post, tuple[None, None]] = {}  # Tune looks its actors up here
@@ -221,24 +217,25 @@ class Posts:
 
     def _read(self, wait: _Wait, message: Message) -> None:
         post = wait.post
-        if message["kind"] == "failed" and message["died"] and post.failures < self.max_failures:
-            post.failures += 1
-            self.board.post.remote(post.key)
-            self._listen(wait)
-            return
         post.over = message["kind"] in ENDS
         post.results += 1
         wait.on_result(post, result_of(message, post.results, time.monotonic() - post.started))
 
 
 def result_of(message: Message, number: int, seconds: float) -> dict[str, Any]:
-    """A message of the board as Tune's result: every yardstick (NaN where it was not measured), our step, the end."""
+    """A message of the board as Tune's result: every yardstick (NaN where it was not measured), our step, the end.
+
+    A trial that diverged has the worst value of each.
+    """
     row = message.get("row", {})
+    if message["kind"] == "diverged":
+        row = row | {name: yardstick.worst for name, yardstick in YARDSTICKS.items()}
     return {
         **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut", "data/invalid")},
         "step": int(row.get("step", 0)),
         "status": message["kind"],
         "error": message.get("error", ""),
+        "failure": message.get("failure"),
         "done": message["kind"] in ENDS,
         "training_iteration": number,
         "time_total_s": seconds,

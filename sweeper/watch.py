@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.record import Row, TrialFolder
 from jobs.spec import TrialSpec
-from jobs.yardsticks import PRIMARY
+from jobs.yardsticks import PRIMARY, YARDSTICKS
 from sweeper.control import driver
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed
-from sweeper.results import status_of, taken
+from sweeper.results import OVER, status_of, taken
 from sweeper.store import Store
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Watcher:
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for key, trial in self.trials.items():
             groups[trial.backbone.name, trial.task.name].append(key)
-        over = [k for k in self.trials if self._status(k) in ("finished", "stopped", "failed")]
+        over = [k for k in self.trials if self._status(k) in (*OVER, "failed")]
+        paused = Counter(str(self.results[k].get("error")) for k in self.trials if self._status(k) == "paused")
         running = [k for k in self.trials if self._runs(k)]
         return {
             "sweep": self.sweep,
@@ -58,10 +59,12 @@ class Watcher:
             "groups": [self._group(backbone, task, keys) for (backbone, task), keys in groups.items()],
             "running": [self._running(k) for k in running],
             "failures": [
-                {"trial": k, "reason": str(self.results[k].get("error", "")).strip().splitlines()[-1:]}
+                {"trial": k, "reason": str(self.results[k].get("error", ""))}
                 for k in self.trials
                 if self._status(k) == "failed"
             ],
+            "diverged": sum(self._status(k) == "diverged" for k in self.trials),
+            "paused": [{"trials": number, "reason": reason} for reason, number in paused.items()],
         }
 
     def _read(self, folder: TrialFolder, key: str) -> None:
@@ -85,7 +88,9 @@ class Watcher:
     def _group(self, backbone: str, task: str, keys: list[str]) -> Facts:
         scores: dict[str, list[float]] = defaultdict(list)
         for key in keys:
-            if self._status(key) == "finished" and PRIMARY in self.rows[key]:
+            if self._status(key) == "diverged":
+                scores[self.trials[key].objective_label].append(YARDSTICKS[PRIMARY].worst)
+            elif self._status(key) == "finished" and PRIMARY in self.rows[key]:
                 scores[self.trials[key].objective_label].append(self.rows[key][PRIMARY])
         means = {label: fmean(values) for label, values in scores.items()}
         trained = {label: mean for label, mean in means.items() if label != "backbone"}
@@ -180,7 +185,14 @@ def summary(facts: Facts) -> str:
     parts = [f"{facts['sweep']}: {facts['over']} of {facts['trials']} trials over, {len(facts['running'])} running"]
     if facts["failures"]:
         parts.append(f"{len(facts['failures'])} FAILED")
+    parts += [f"{number} {word}" for word, number in _held_back(facts)]
     return ", ".join(parts) + (f"; best so far {best}" if best else "")
+
+
+def _held_back(facts: Facts) -> list[tuple[str, int]]:
+    """How many trials diverged, and how many are paused; what is none is left out."""
+    paused = sum(one["trials"] for one in facts.get("paused", ()))
+    return [(word, number) for word, number in (("diverged", facts.get("diverged", 0)), ("paused", paused)) if number]
 
 
 def board(facts: Facts) -> RenderableType:
@@ -194,6 +206,7 @@ def board(facts: Facts) -> RenderableType:
         head += f", {facts['tokens_per_s']:,.0f} target tokens/s"
     if facts["seconds_left"] is not None:
         head += f", about {_span(facts['seconds_left'])} left"
+    head += "".join(f", {number} {word}" for word, number in _held_back(facts))
     if not facts["driver"]:
         head += "; no driver runs it"
     groups = Table("backbone", "task", "over", "best so far", "accuracy T=1", "nll", "backbone as it is")
@@ -214,7 +227,9 @@ def board(facts: Facts) -> RenderableType:
             now.add_row(f"{r['backbone']} · {r['task']}", r["objective"], seed, step, speed, nll, f"{r['gpus']:.3g}")
         parts.append(now)
     for failure in facts["failures"][:5]:
-        parts.append(Text(f"failed: {failure['trial']}: {' '.join(failure['reason'])[:160]}", style="red"))
+        parts.append(Text(f"failed: {failure['trial']}: {failure['reason'][:160]}", style="red"))
+    for one in facts.get("paused", ()):
+        parts.append(Text(f"paused: {one['trials']} trials: {one['reason'][:160]}", style="red"))
     if len(facts["failures"]) > 5:
         parts.append(Text(f"and {len(facts['failures']) - 5} more; sweeper status {facts['sweep']}", style="red"))
     return Group(*parts)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = (0, 60)
 T = TypeVar("T")
 # Minutes each: `make test-long` runs them, not CI
-LONG = ("test_quickstart.py::", "test_sharing.py::", "test_startup_")
+LONG = ("test_quickstart.py::", "test_sharing.py::", "test_startup_", "::test_twenty_times_")
 # Never two of them at a time: Ray's workers take their ports from one range; both change the machine's network; or one
 # fixture serves all of a file
 TOGETHER = {

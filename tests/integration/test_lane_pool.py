@@ -22,6 +22,7 @@ from sweeper.gpu_memory import placed, remember
 from sweeper.gpu_share import Measure
 from sweeper.lane_trainer import LaneTrainer
 from sweeper.lanes import LanePool
+from sweeper.retries import Retries
 
 from ..unit.test_gpu_share import auto, trial
 from .conftest import until
@@ -46,7 +47,7 @@ def pool_of(trials: list[TrialSpec], root: Path) -> tuple[LanePool, Any]:
     for key in by_key:
         ray.get(board.post.remote(key))
     share = Share("pool", "pool", 1, alone=True)
-    return LanePool(board, by_key, places, root, "pool", share, None, list, lambda line: None), board
+    return LanePool(board, by_key, places, root, "pool", share, None, Retries(0), list, lambda line: None), board
 
 
 def keys(board: Any, lane: str, index: int) -> list[str]:
@@ -130,5 +131,5 @@ def test_a_sweep_that_ends_or_is_stopped_while_a_lane_waits_for_room_waits_for_n
     assert not pool.lanes
     assert not any(thread.is_alive() for thread in pool.threads)
     assert not waiting()
-    assert pool.fruitless == 0
+    assert not pool.fruitless
     remove_placement_group(holder)

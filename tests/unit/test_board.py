@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from sweeper.board import Board, Place
+from jobs.failure import Failure, Kind
+from sweeper.board import Board, Ended, Place
 from sweeper.grouping import Kin
+
+KILLED = Failure(Kind.WORKER_DIED, "WorkerDied", "killed").record()
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -80,8 +83,8 @@ def test_a_dead_lane_tells_its_trial_and_names_it() -> None:
         await b.post("a")
         await b.next_jobs("lane", 0)
         heard = asyncio.create_task(b.listen("a"))
-        assert await b.lane_ended("lane", "killed", died=True) == ["a"]
-        assert (await heard) == {"kind": "failed", "error": "killed", "died": True}
+        assert await b.lane_ended("lane", KILLED) == Ended(["a"], came_up=True, beside=False)
+        assert (await heard) == {"kind": "failed", "failure": KILLED}
 
     run(scene())
 
@@ -92,8 +95,8 @@ def test_a_lane_that_ends_after_its_trial_fails_nothing() -> None:
         await b.post("a")
         await b.next_jobs("lane", 0)
         await b.say("a", {"kind": "finished", "row": {}})
-        assert await b.lane_ended("lane", "died while idle", died=True) == []
-        assert await b.lane_ended("other", None, died=False) == []
+        assert (await b.lane_ended("lane", KILLED)).left == []
+        assert await b.lane_ended("other", None) == Ended([], came_up=False, beside=False)
 
     run(scene())
 
@@ -153,7 +156,7 @@ def test_a_lane_that_must_go_gives_its_trial_back_to_the_next() -> None:
         assert await b.gave_back("a") is False  # not its end
         assert (await b.state()).left == {"small": 2}
         assert await b.next_jobs("lane", 1) is None
-        assert await b.lane_ended("lane", "killed when it was idle", died=True) == []
+        assert (await b.lane_ended("lane", KILLED)).left == []
         assert (await b.next_jobs("other", 0) or [{}])[0]["key"] == "a"  # before b, which came later
 
     run(scene())
@@ -212,10 +215,10 @@ def test_when_no_lane_comes_up_every_trial_fails_with_the_reason() -> None:
     async def scene() -> None:
         b = board()
         await b.post("a")
-        await b.give_up("no room")
+        await b.give_up(KILLED)
         await b.post("b")
         for key in "ab":
-            assert await b.listen(key) == {"kind": "failed", "error": "no room", "died": False}
+            assert await b.listen(key) == {"kind": "failed", "failure": KILLED}
         assert (await b.state()).left == {}
 
     run(scene())
@@ -226,8 +229,8 @@ def test_a_trial_tried_again_after_a_death_counts_as_left() -> None:
         b = board()
         await b.post("a")
         await b.next_jobs("lane", 0)
-        await b.lane_ended("lane", "killed", died=True)
-        await b.post("a")
+        await b.lane_ended("lane", KILLED, again=["a"])
+        assert b.messages["a"] == []  # Tune hears nothing of it
         await b.next_jobs("other", 0)
         assert (await b.state()).left == {"small": 2}
         assert (await b.state()).busy == {"other": "a"}
@@ -243,7 +246,7 @@ def test_what_ran_out_of_memory_comes_again_first_with_its_new_spec_and_nobody_h
         await b.next_jobs("lane", 0)
         assert await b.running_in("lane") == {"a": "{}"}
         await b.try_again("lane", ["a"], {"a": "less", "b": "less"}, {}, {})
-        assert await b.lane_ended("lane", "out of memory", died=False) == []
+        assert (await b.lane_ended("lane", KILLED)).left == []
         assert await b.running_in("lane") == {}
         jobs = [(await b.next_jobs("other", index) or [{}])[0] for index in range(2)]
         assert [(job["key"], job["spec"]) for job in jobs] == [("a", "less"), ("b", "less")]
@@ -316,11 +319,11 @@ def test_of_a_group_that_failed_each_goes_on_alone_and_nobody_hears_of_it() -> N
             await b.post(key)
         assert await keys_of(b, "lane", 0) == ["a", "b", "c", "d"]
         await b.say("b", {"kind": "finished", "row": {}})
-        assert await b.lane_ended("lane", "raised", died=False) == ["a", "c", "d"]
+        assert (await b.lane_ended("lane", KILLED)).left == ["a", "c", "d"]
         assert b.messages["a"] == []
         assert [await keys_of(b, "other", index) for index in range(2)] == [["a"], ["c"]]
-        await b.lane_ended("other", "raised again", died=False)
-        assert (await b.listen("c"))["error"] == "raised again"
+        await b.lane_ended("other", KILLED)
+        assert (await b.listen("c"))["failure"] == KILLED
         assert (await b.state()).left == {"small": 3}  # a, d, z
 
     run(scene())
@@ -333,7 +336,7 @@ def test_a_group_that_ran_out_of_memory_comes_again_as_smaller_ones() -> None:
             await b.post(key)
         await b.next_jobs("lane", 0)
         await b.try_again("lane", list("abcd"), {}, {}, dict.fromkeys("abcd", Kin("kin-2", 2)))
-        assert await b.lane_ended("lane", "out of memory", died=False) == []
+        assert (await b.lane_ended("lane", KILLED)).left == []
         assert [await keys_of(b, "other", index) for index in range(2)] == [["a", "b"], ["c", "d"]]
 
     run(scene())
@@ -372,7 +375,7 @@ def test_a_trial_that_went_to_another_lane_is_not_its_first_ones_any_more(end: s
         await b.next_jobs("other", 0)
         assert (await b.state()).busy == {"lane": None, "other": "a"}
         said = len(b.messages["a"])
-        assert await b.lane_ended("lane", "died while idle", died=True) == []
+        assert (await b.lane_ended("lane", KILLED)).left == []
         assert len(b.messages["a"]) == said
         assert await b.running_in("other") == {"a": "{}"}
 
@@ -406,7 +409,7 @@ def test_what_was_stopped_by_hand_is_not_tried_again_when_its_lane_fails_first(m
         assert await b.drop("a")
         if memory:
             await b.try_again("lane", ["a", "b"], {}, {}, {"a": None, "b": None})
-        await b.lane_ended("lane", "out of memory" if memory else "raised", died=False)
+        await b.lane_ended("lane", KILLED)
         assert (await b.listen("a"))["kind"] == "stopped"
         assert list(b.posted) == ["b"]
         assert (await b.state()).left == {"small": 2}  # b and z
@@ -427,5 +430,61 @@ def test_what_ran_out_of_memory_is_asked_for_its_phase_and_a_new_attempt_begins_
         assert await b.phases_in("lane") == set()
         assert await keys_of(b, "other", 0) == ["a", "b"]
         assert await b.phases_in("other") == set()
+
+    run(scene())
+
+
+def test_giving_a_shape_up_fails_what_waits_for_it_and_nothing_else() -> None:
+    async def scene() -> None:
+        places = {key: Place("big" if key in "cd" else "small") for key in "abcd"}
+        b = Board(dict.fromkeys(places, "{}"), places, False, None)
+        b.lane_shape = {"lane": "small", "wide": "big"}
+        for key in "acd":
+            await b.post(key)
+        assert (await b.next_jobs("wide", 0) or [{}])[0]["key"] == "c"
+        await b.give_up(KILLED, "big")
+        assert await b.listen("d") == {"kind": "failed", "failure": KILLED}
+        assert await b.running_in("wide") == {"c": "{}"}  # what runs goes on
+        assert (await b.next_jobs("lane", 0) or [{}])[0]["key"] == "a"
+        await b.post("b")
+        assert list(b.posted) == ["b"]
+
+    run(scene())
+
+
+def test_whether_a_lane_has_come_up_is_known_as_soon_as_it_asks_for_a_trial() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        assert not await b.has_come_up("lane")
+        await b.next_jobs("lane", 0)
+        assert await b.has_come_up("lane")
+        assert await b.lane_ended("other", KILLED) == Ended([], came_up=False, beside=True)
+        assert await b.lane_ended("lane", KILLED) == Ended(["a"], came_up=True, beside=False)
+
+    run(scene())
+
+
+def test_paused_trials_do_not_begin_and_what_runs_goes_on() -> None:
+    async def scene() -> None:
+        b = board()
+        await b.post("a")
+        await b.next_jobs("lane", 0)
+        assert await b.pause(["a", "b"], "all alike") == ["b"]
+        await b.post("b")
+        assert await b.listen("b") == {"kind": "paused", "error": "all alike"}
+        assert (await b.state()).left == {"small": 1}  # a
+        assert await b.pause(["b"], "again") == []
+
+    run(scene())
+
+
+def test_what_ranks_raise_is_kept_in_the_order_in_which_it_was_told() -> None:
+    async def scene() -> None:
+        b = board()
+        for number in range(3):
+            await b.raised("lane", {"number": number})
+        assert await b.told_by("lane") == [{"number": number} for number in range(3)]
+        assert await b.told_by("other") == []
 
     run(scene())

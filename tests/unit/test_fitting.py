@@ -3,25 +3,16 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from jobs.spec import TrialSpec
 from jobs.zero import micro_batch_size
-from sweeper.fitting import fewer_answers, fitting, is_out_of_memory, smaller
+from sweeper.fitting import fewer_answers, fitting, smaller
 
 from .test_settings import trial
 
 
 def other(spec: TrialSpec, **update: object) -> TrialSpec:
     return TrialSpec.model_validate(spec.model_dump() | update)
-
-
-def test_the_allocators_own_words_are_known() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60)
-    assert is_out_of_memory(str(caught.value))
-    assert is_out_of_memory("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert not is_out_of_memory("ValueError: batch_size 8 is no multiple")
 
 
 def test_half_as_many_at_once_until_one_and_the_key_stays(tmp_path: Path) -> None:

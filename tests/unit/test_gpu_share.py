@@ -163,7 +163,7 @@ def test_one_trial_of_an_unmeasured_kind_runs_and_the_others_wait_for_their_plac
         waiting = asyncio.create_task(board.next_jobs("two", 0))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await board.lane_ended("one", "killed", died=True)  # it has measured nothing: the next one does
+        await board.lane_ended("one", {"kind": "worker died"})  # it has measured nothing: the next one does
         assert (await waiting or [{}])[0]["key"] == "b"
         await board.measured("b", {"peak_bytes": 1})
         await board.say("b", {"kind": "finished"})

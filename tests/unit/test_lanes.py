@@ -3,11 +3,12 @@
 import inspect
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution import collective_impl, context
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller import TrainController
@@ -15,33 +16,49 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from jobs.failure import Failure, Kind
 from jobs.process_group import serve
 from sweeper import lane_trainer
 from sweeper.board import Barrier
 from sweeper.lane_trainer import UNUSED, LaneTrainer
-from sweeper.lanes import _reason, is_death
+from sweeper.lanes import why_ended
 
 DEATH = WorkerHealthCheckFailedError("worker 1", ray.exceptions.RayActorError())
 GLOO = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
 NCCL = RuntimeError("NCCL error: remote process exited")
 
 
-@pytest.mark.parametrize("error", [DEATH, ray.exceptions.RayActorError(), GLOO, NCCL])
-def test_a_dead_worker_or_a_peer_that_is_gone_is_a_death(error: Exception) -> None:
-    assert is_death(error)
+def told(*errors: Exception) -> list[dict[str, Any]]:
+    return [Failure.of(error, rank).record() for rank, error in enumerate(errors)]
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_what_a_trial_raised_is_none_however_it_is_handed_on(wrapped: bool) -> None:
-    raised = ValueError("no such layer")
-    assert not is_death(UserExceptionWithTraceback(raised, "Traceback ...") if wrapped else raised)
+@pytest.mark.parametrize("peer", [GLOO, NCCL])
+def test_a_peer_that_is_gone_is_the_death_of_that_peer(peer: Exception) -> None:
+    failure = why_ended(WorkerGroupError("two failed", {0: peer, 1: DEATH}), told(peer))
+    assert (failure.kind, failure.rank) == (Kind.WORKER_DIED, 1)
 
 
-def test_one_death_among_the_workers_is_the_reason_for_all() -> None:
-    assert _reason(WorkerGroupError("two failed", {0: ValueError("broken off"), 1: DEATH}))[1]
-    text, died = _reason(WorkerGroupError("one failed", {0: ValueError("no such layer")}))
-    assert not died
-    assert "no such layer" in text
+def test_what_a_rank_has_raised_is_the_reason_whatever_became_of_the_others() -> None:
+    failures = {0: GLOO, 1: ValueError("no such layer"), 2: DEATH}
+    failure = why_ended(WorkerGroupError("three failed", failures), told(GLOO, ValueError("no such layer")))
+    assert (failure.kind, failure.rank, failure.line) == (Kind.ERROR, 1, "ValueError: no such layer")
+
+
+def test_deaths_of_machines_memory_and_processes_are_told_apart() -> None:
+    words = {
+        Kind.NODE_LOST: "The actor died because its node has died. Node Id: 12",
+        Kind.OUT_OF_MEMORY: "Task was killed due to the node running low on memory.",
+        Kind.WORKER_DIED: "Worker unexpectedly exits with a connection error code 2. SIGKILL",
+    }
+    for kind, text in words.items():
+        failure = why_ended(WorkerGroupError("one failed", {0: ray.exceptions.RayActorError(error_msg=text)}), [])
+        assert (failure.kind, failure.rank, failure.traceback) == (kind, 0, text)
+        assert failure.line
+
+
+def test_a_node_that_was_taken_back_is_no_death() -> None:
+    gone = WorkerHealthCheckFailedError("worker 0", ray.exceptions.RayActorError(preempted=True))
+    assert why_ended(WorkerGroupError("one failed", {0: gone}), []).kind is Kind.PREEMPTED
 
 
 def test_what_a_lane_does_without_is_there_upstream_and_left_out(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[str, float | None, str | None, float | None]] = {
 }
 ROOT = Path(__file__).parents[2]
 FILES = {"report.html", "continuum.png", "alpha.png", "weights.png", "trials.csv", "leaderboard.csv", "report.json"}
-ERROR = "first line\n" * 40 + "RuntimeError: <b>loss & grad</b> are NaN"
+ERROR = "first line\n" * 40 + "RuntimeError: <b>loss & grad</b> are wrong"
 
 
 def spec_json(name: str, alpha: float | None, side: str | None, at: float | None) -> str | None:
@@ -61,7 +61,8 @@ def make_table(accuracy: Accuracy, run_ids: bool = True) -> pd.DataFrame:
                     "alpha": alpha, "gate_side": side, "gate_at": at, "seed": seed,
                     "objective_spec": spec_json(name, alpha, side, at),
                     "status": "failed" if value is None else "finished", "stopped_by": None,
-                    "error": ERROR if value is None else None,
+                    "error": "RuntimeError: <b>loss & grad</b> are wrong" if value is None else None,
+                    "failure_kind": "error" if value is None else None, "traceback": ERROR if value is None else None,
                     "steps": 10, "train_s": 1.0, "mlflow_run_id": f"0123456789abcdef-{key}" if run_ids else None,
                     "train_cut": 3.0, "train_dropped": 0.0, "heldout_cut": 0.0, "heldout_dropped": 5.0,
                     "corpus": json.dumps(CORPUS),
@@ -113,11 +114,12 @@ def test_only_given_mlflow_links_leave_the_file(table: pd.DataFrame, tmp_path: P
     assert all(link.startswith("http://127.0.0.1:5000/#/runs/0123456789abcdef-") for link in links)
 
 
-def test_failed_trials_are_visible_with_the_end_of_their_error_escaped(paths: dict[str, Path]) -> None:
+def test_failed_trials_are_visible_with_all_of_their_error_escaped(paths: dict[str, Path]) -> None:
     html = paths["report.html"].read_text()
     assert "Not in the numbers: 1 of 20 trials." in html
-    assert "RuntimeError: &lt;b&gt;loss &amp; grad&lt;/b&gt; are NaN" in html
-    assert html.count("first line") == 5
+    assert html.count("RuntimeError: &lt;b&gt;loss &amp; grad&lt;/b&gt; are wrong") == 2
+    assert html.count("first line") == 40
+    assert "first line" not in paths["trials.csv"].read_text()
     assert "<b>loss" not in html
 
 

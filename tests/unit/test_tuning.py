@@ -24,7 +24,7 @@ NEVER = {"_actor_task_events"}  # for trials that are exported, which none of ou
 
 def test_whatever_tune_asks_of_its_manager_of_actors_is_there_with_the_same_arguments() -> None:
     asked = set(re.findall(r"self\._actor_manager\s*\.(\w+)", inspect.getsource(TuneController)))
-    posts = Posts(board=None, max_failures=0)
+    posts = Posts(board=None)
     assert len(asked) > 10
     assert {name for name in asked if not hasattr(posts, name)} == NEVER
     for name, ours in vars(Posts).items():
@@ -117,21 +117,26 @@ def fail(post: Post, error: Exception) -> None:
     raise AssertionError(f"{post.key}: {error}")
 
 
-def test_a_trial_whose_worker_died_is_posted_again_as_often_as_allowed(local: Local) -> None:
-    posts, heard = Posts(local, max_failures=1), []
+def test_of_a_trial_that_is_tried_again_tune_hears_its_end_alone(local: Local) -> None:
+    posts, heard = Posts(local), []
     post = start(posts, "a", heard)
-    for died in (True, True):
+    for again in (["a"], []):
         jobs = local.next_jobs.remote("lane", 0).result(5)
         assert [job["key"] for job in jobs] == ["a"]
-        local.lane_ended.remote("lane", "killed", died).result(5)
+        local.lane_ended.remote("lane", {"kind": "worker died"}, again).result(5)
         local.open.remote("lane", "small").result(5)
-        assert posts.next(5)
+    assert posts.next(5)
     assert heard == ["a", "failed"]
-    assert (post.failures, post.over) == (1, True)
+    assert post.over
+
+
+def test_a_trial_that_diverged_is_worse_than_any_other() -> None:
+    result = result_of({"kind": "diverged", "row": {"heldout/nll": 0.1}, "error": "loss is nan"}, 3, 1.0)
+    assert (result["task/accuracy_sampled"], result["heldout/nll"], result["done"]) == (0.0, float("inf"), True)
 
 
 def test_a_trial_that_tune_stops_ends_at_its_next_evaluation_and_one_that_is_over_is_left_alone(local: Local) -> None:
-    posts, heard = Posts(local, max_failures=0), []
+    posts, heard = Posts(local), []
     post = start(posts, "a", heard)
     local.next_jobs.remote("lane", 0).result(5)
     assert local.ask.remote("a", {"kind": "row", "row": {"step": 1}}, False).result(5)
@@ -145,7 +150,7 @@ def test_a_trial_that_tune_stops_ends_at_its_next_evaluation_and_one_that_is_ove
 
 
 def test_what_no_trial_of_ours_does_is_refused() -> None:
-    posts = Posts(board=None, max_failures=0)
+    posts = Posts(board=None)
     post = posts.add_actor(tuning.Cell, {"config": {"key": "a"}}, None)
     with pytest.raises(RuntimeError, match="a to 'save'"):
         posts.schedule_actor_task(post, "save")
