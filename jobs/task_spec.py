@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date as Day
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -57,6 +58,7 @@ class Examples(Strict):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="what the chat template is given besides: date_string, enable_thinking and others"
     )
+    date: Day | None = Field(None, description="the day that the chat template takes for today")
     answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
     score: ScoreSpec = ScoreSpec()
     data_seed: int = Field(0, description="split, noise and subset; not the trial's seed")

@@ -5,6 +5,7 @@ No torch: `plan` counts examples with this module.
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class Example:
     reply:     the response as a turn, where it is more than its text (it calls tools, or has its reasoning apart)
     tools:     JSON list of the tools that the chat may call; empty for none
     train_on:  which assistant turns are targets: the last one, or all of them
-    template_kwargs: JSON of what the chat template is given besides (date, enable_thinking, ...); empty for nothing
+    template_kwargs: JSON of what the chat template is given besides (enable_thinking, ...); empty for nothing
+    date:      the day that the chat template takes for today, ISO; empty for none
     reference: the right answer where the data name it; else the response is
     entry:     the generator's or problem set's own row, where its scorer reads one (held-out examples only)
     asked, told: prompt and response (and reference) without the words of their templates; None: they have none
@@ -44,6 +46,7 @@ class Example:
     tools: str = ""
     train_on: Literal["last", "all"] = "last"
     template_kwargs: str = ""
+    date: str = ""
     reference: str | None = None
     score: ScoreSpec = EXACT
     entry: dict[str, Any] | None = None
@@ -76,7 +79,7 @@ def load_task(task: TaskSpec) -> TaskData:
 
 
 def _load(task: TaskSpec) -> TaskData:
-    train, heldout = _both(task)
+    train, heldout = (for_template(examples, task) for examples in _both(task))
     if not train or not heldout:
         raise TaskError(
             f"task '{task.name}': {len(train)} training and {len(heldout)} held-out examples; both need some"
@@ -85,7 +88,23 @@ def _load(task: TaskSpec) -> TaskData:
     train = [replace(example, entry=None) for example in shuffled[: task.train_examples]]
     train, noisy = _with_noise(train, task)
     held = random.Random(f"heldout {task.data_seed}").sample(heldout, min(task.heldout_examples, len(heldout)))
-    return TaskData(train, held, noisy, {b.name: _benchmark(task, b) for b in task.benchmarks})
+    return TaskData(train, held, noisy, {b.name: for_template(_benchmark(task, b), b, task) for b in task.benchmarks})
+
+
+def for_template(examples: list[Example], *sources: Examples) -> list[Example]:
+    """The examples with what chat templates are given besides messages, from the first source that names it."""
+    kwargs: dict[str, Any] = {}
+    for source in reversed(sources):
+        kwargs |= source.chat_template_kwargs
+    date = next((source.date.isoformat() for source in sources if source.date is not None), "")
+    train_on = sources[0].train_on
+    if not kwargs and not date and train_on == "last":
+        return examples
+    text = json.dumps(kwargs, sort_keys=True, default=str) if kwargs else ""
+    return [
+        replace(one, train_on=train_on, template_kwargs=text or one.template_kwargs, date=date or one.date)
+        for one in examples
+    ]
 
 
 def _both(task: TaskSpec) -> tuple[list[Example], list[Example]]:
@@ -158,7 +177,7 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
     """Swap the responses of a share of the examples for those of others that differ."""
     rng = random.Random(f"noise {task.data_seed}")
     chosen = rng.sample(range(len(train)), round(task.noise * len(train)))
-    responses = [e.response for e in train]
+    responses, reply = [e.response for e in train], {e.response: e.reply for e in train}
     if chosen and len(set(responses)) < 2:
         raise TaskError(f"task '{task.name}': noise needs at least two different responses")
     noisy, told = list(train), {e.response: e.told for e in train}
@@ -166,7 +185,7 @@ def _with_noise(train: list[Example], task: TaskSpec) -> tuple[list[Example], in
         wrong = rng.choice(responses)
         while wrong == responses[i]:
             wrong = rng.choice(responses)
-        noisy[i] = replace(train[i], response=wrong, told=told[wrong])
+        noisy[i] = replace(train[i], response=wrong, reply=reply[wrong], told=told[wrong])
     return noisy, len(chosen)
 
 
