@@ -35,8 +35,8 @@ class Ending:
     trained: ids that every target ends with; usually one
     stops:   ids that end an answer while it is generated
     strings: texts that do, where the template ends a turn with a text that is no token
-    words:   texts that a turn ends with in data and templates: the end itself, and the texts of `stops`
-    text:    the trained end as text; source: where it comes from
+    words:   texts that a turn ends with in data and templates: the end itself, the texts of `stops`, the template's end
+    text:    the trained end as text; source: where it comes from; stop_words: texts of all that stops generation
     """
 
     trained: tuple[int, ...]
@@ -45,6 +45,7 @@ class Ending:
     words: tuple[str, ...]
     text: str
     source: str
+    stop_words: tuple[str, ...]
 
     @property
     def ids(self) -> frozenset[int]:
@@ -62,7 +63,7 @@ class Ending:
         return self.behind.sub("", text) if any(word in text for word in self.words) else text
 
     def sentence(self) -> str:
-        more = [word for word in self.words if word != self.text]
+        more = [word for word in self.stop_words if word != self.text]
         also = f"; generation also stops at {', '.join(more)}" if more else ""
         return f"an answer ends with {_shown(self.text)} ({self.source}){also}"
 
@@ -88,13 +89,14 @@ def ending_of(tokenizer: PreTrainedTokenizerBase, declared: Sequence[int] = (), 
     if found is not None:
         trained = tuple(Continuation(tokenizer).encode([found])[0])
         text = found.strip()
+        every = _first(text, words)
         if token_text(tokenizer, trained[-1]) == text:
-            return Ending(trained, _first(trained[-1], stops), (), _first(text, words), text, BY_TEMPLATE)
-        return Ending(trained, tuple(stops), (text,), _first(text, words), text, BY_TEMPLATE)
+            return Ending(trained, _first(trained[-1], stops), (), every, text, BY_TEMPLATE, every)
+        return Ending(trained, tuple(stops), (text,), every, text, BY_TEMPLATE, every)
     if not stops:
         raise TaskError(NO_END)
     source = BY_CONFIG if eos is None else BY_EOS
-    return Ending((stops[0],), tuple(stops), (), tuple(words), token_text(tokenizer, stops[0]), source)
+    return Ending((stops[0],), tuple(stops), (), tuple(words), token_text(tokenizer, stops[0]), source, tuple(words))
 
 
 def _given(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> Ending:
@@ -104,7 +106,9 @@ def _given(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> Ending:
             known = ", ".join(added_tokens(tokenizer)[:8])
             raise TaskError(f"eos: '{token}' is not a token of the tokenizer; its added tokens: {known or 'none'}")
     ids = tuple(int(vocabulary[token]) for token in given)
-    return Ending((ids[0],), ids, (), tuple(given), given[0], BY_SETTING)
+    written = _of_template(tokenizer, given) if tokenizer.chat_template is not None else None
+    words = tuple(dict.fromkeys([*given, *([written.strip()] if written else [])]))
+    return Ending((ids[0],), ids, (), words, given[0], BY_SETTING, tuple(given))
 
 
 def _first(one: T, others: Sequence[T]) -> tuple[T, ...]:

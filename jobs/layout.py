@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.chats import Turn
-from jobs.ending import Ending, added_tokens
+from jobs.ending import BY_SETTING, Ending, added_tokens
 from jobs.rendering import Given, check_template, render
 from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.tasks import Example
@@ -78,7 +78,10 @@ class Layouts:
         earlier = self._earlier(written, prompt, turns) if example.train_on == "all" else ()
         if target is None:
             return Layout(prompt, example.response, False, earlier, notes)
-        return Layout(prompt, target, self.ending.without(target) != target, earlier, notes)
+        body = self.ending.without(target)
+        if self.ending.source == BY_SETTING:
+            return Layout(prompt, body, False, earlier, notes)
+        return Layout(prompt, target, body != target, earlier, notes)
 
     def _turn(
         self, written: Callable[..., str], prompt: str, turns: tuple[Turn, ...], reply: Turn
@@ -104,7 +107,11 @@ class Layouts:
         reasoning = next((str(value) for name, value in _more(reply).items() if name in REASONING), "")
         notes = () if _squashed(reasoning) in _squashed(rest) else (UNWRITTEN,)
         found = self.ending.behind.search(rest)
-        return (rest if found is None else rest[: found.end(1)]), notes
+        if found is not None:
+            return rest[: found.end(1)], notes
+        blanks = reply.content[len(reply.content.rstrip()) :]
+        bare = rest.rstrip()  # the template's own blanks belong to what follows
+        return (bare + blanks if rest.startswith(bare + blanks) else bare), notes
 
     def _earlier(
         self, written: Callable[..., str], prompt: str, turns: tuple[Turn, ...]
@@ -160,7 +167,7 @@ def _words_before(tokenizer: PreTrainedTokenizerBase, given: Given) -> set[str]:
         start = len(prompt) if whole.startswith(prompt) else len(whole)
         lead = whole[start : max(whole.rfind(said), start)]
         if mark in lead:
-            found |= set(lead[lead.rfind(mark) + len(mark) :].split()[-1:])
+            found |= set(lead.rpartition(mark)[2].split()[-1:] if mark else lead.split()[-1:])
     return found
 
 
