@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now"})  # filled in here
 OWN = frozenset({"raise_exception", "namespace", "dict", "range", "loop"})  # of every template's environment
+NO_DATE = "the chat template writes the date"
 DATE_HINT = "give the task a date, e.g. date: 2026-01-31"
 # what the code in a template raises on messages that it was not written for
 FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -50,7 +51,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], given: Giv
         except TaskError as error:
             fault = fault or error
             continue
-        reason = _tool_call_fault(messages, text)
+        reason = _tool_call_fault(messages, text, lambda some: _applied(tokenizer, some, given, prompt))
         if reason is None:
             return text
         fault = fault or TaskError(reason)
@@ -60,25 +61,33 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], given: Giv
 def check_template(tokenizer: PreTrainedTokenizerBase, given: Given) -> None:
     """Raises TaskError where the template does not read one of the task's kwargs, or draws at random."""
     template = tokenizer.get_chat_template(tools=json.loads(given.tools) if given.tools else None)
-    known, random = _variables(template)
-    if random:
+    reads = _reads(template)
+    if reads.random:
         raise TaskError(
-            f"the chat template draws at random ({random}), so prompts would differ from run to run; "
+            f"the chat template draws at random ({reads.random}), so prompts would differ from run to run; "
             "give the backbone a chat_template without it"
         )
     for name in json.loads(given.kwargs) if given.kwargs else ():
         if name in RESERVED:
             instead = DATE_HINT if name == "strftime_now" else "leave it out"
             raise TaskError(f"chat_template_kwargs: '{name}' is not for the task to set; {instead}")
-        if name not in known:
+        if name not in reads.names:
             raise TaskError(
-                f"chat_template_kwargs: the chat template reads no '{name}';{nearest(name, known - RESERVED)}"
+                f"chat_template_kwargs: the chat template reads no '{name}';{nearest(name, reads.names - RESERVED)}"
             )
 
 
+@dataclass(frozen=True)
+class _Reads:
+    """What a template reads from outside: variables; forms of the date; what it draws at random with, if anything."""
+
+    names: frozenset[str]
+    forms: tuple[str, ...]
+    random: str
+
+
 @lru_cache(maxsize=16)
-def _variables(template: str) -> tuple[frozenset[str], str]:
-    """The variables that a template reads from outside; what it draws at random with, empty for nothing."""
+def _reads(template: str) -> _Reads:
     from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
     # transformers' own tag, which marks what the assistant wrote
@@ -90,31 +99,57 @@ def _variables(template: str) -> tuple[frozenset[str], str]:
         raise TaskError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
     drawn = {found.name for found in tree.find_all(nodes.Filter)} & {"random"}
     drawn |= {found.name for found in tree.find_all(nodes.Name)} & {"lipsum"}
-    return frozenset(meta.find_undeclared_variables(tree) - OWN), ", ".join(sorted(drawn))
+    forms = [
+        node.value
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Name) and call.node.name == "strftime_now"
+        for node in call.args
+        if isinstance(node, nodes.Const)
+    ]
+    names = frozenset(meta.find_undeclared_variables(tree) - OWN)
+    return _Reads(names, tuple(map(str, forms)), ", ".join(sorted(drawn)))
+
+
+def _with_fixed_date(template: str, date: str) -> tuple[str | None, dict[str, Any]]:
+    """The template with the task's date in the place of the clock, and a variable that it needs; None: as it is.
+
+    transformers hands a template nothing that can be called, so the clock is replaced inside it.
+    """
+    if "strftime_now" not in template:
+        return None, {}
+    day = datetime.fromisoformat(date) if date else None
+    dates = {form: day.strftime(form) for form in _reads(template).forms} if day is not None else {}
+    clock = "{{ fixed_dates[form] if form in fixed_dates else raise_exception('" + NO_DATE + "') }}"
+    # the newline is what ends a block's line, and goes with it
+    return "{%- macro strftime_now(form) -%}" + clock + "{%- endmacro %}\n" + template, {"fixed_dates": dates}
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], given: Given, prompt: bool) -> str:
     from jinja2 import TemplateError
 
-    def strftime_now(form: str) -> str:
-        if not given.date:
-            raise TaskError(
-                f"the chat template writes today's date, and every day would have other tokens; {DATE_HINT}"
-            )
-        return datetime.fromisoformat(given.date).strftime(form)
-
-    kwargs = (json.loads(given.kwargs) if given.kwargs else {}) | {"strftime_now": strftime_now}
     tools = json.loads(given.tools) if given.tools else None
+    template, dates = _with_fixed_date(tokenizer.get_chat_template(tools=tools), given.date)
+    kwargs = (json.loads(given.kwargs) if given.kwargs else {}) | dates
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **kwargs
+                list(messages),
+                tools=tools,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **kwargs,
             )
         )
-    except TaskError:
-        raise
     except TemplateError as error:
         reason = error.message or type(error).__name__
+        if reason == NO_DATE:
+            hint = (
+                "in a form that it makes itself; give the backbone a chat_template without it"
+                if given.date
+                else DATE_HINT
+            )
+            raise TaskError(f"{NO_DATE}, and every day would have other tokens; {hint}") from None
     except FAULTS as error:
         reason = f"{type(error).__name__}: {error}"
     roles = ", ".join(str(message["role"]) for message in messages)
@@ -160,16 +195,30 @@ def _with_arguments(call: Any, as_text: bool) -> Any:
     return call
 
 
-def _tool_call_fault(messages: Sequence[dict[str, Any]], text: str) -> str | None:
-    """Why the text does not hold the messages' tool calls; None where it does."""
-    for message in messages:
-        for call in message.get("tool_calls") or ():
+def _tool_call_fault(
+    messages: Sequence[dict[str, Any]], text: str, written: Callable[[Sequence[dict[str, Any]]], str]
+) -> str | None:
+    """Why the text does not hold each of the messages' tool calls; None where it does."""
+    for place, message in enumerate(messages):
+        for number, call in enumerate(message.get("tool_calls") or ()):
             function = call.get("function", call) if isinstance(call, dict) else {}
             name, arguments = str(function.get("name", "")), function.get("arguments")
-            if name not in text:
+            if any(isinstance(part, dict) and part and repr(part) in text for part in (call, function, arguments)):
+                return f"the chat template writes tool call '{name}' as Python, not as JSON"
+            others = [one for i, one in enumerate(message["tool_calls"]) if i != number]
+            without = message | {"tool_calls": others} if others else _without_calls(message)
+            try:
+                same = written([*messages[:place], without, *messages[place + 1 :]]) == text
+            except TaskError:
+                continue  # it cannot do without, so it is written
+            if same:
                 return f"the chat template does not write tool calls (of '{name}'); give the backbone one that does"
-            if isinstance(arguments, dict) and arguments and repr(arguments) in text:
-                return f"the chat template writes the arguments of tool call '{name}' as Python, not as JSON"
-            if message["content"] is None and "None" in text and "None" not in json.dumps(messages):
-                return "the chat template writes None for a turn without text"
+        if message["content"] is None and "None" in text and "None" not in json.dumps(messages):
+            return "the chat template writes None for a turn without text"
     return None
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != "tool_calls"} | {
+        "content": message["content"] or ""
+    }
