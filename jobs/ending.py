@@ -21,6 +21,8 @@ from jobs.sources import TaskError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from jobs.rendering import WritesChats
+
 T = TypeVar("T")
 NO_END = "the tokenizer has no EOS token: a model trained without one never learns to stop"
 BY_SETTING, BY_TEMPLATE, BY_EOS = "backbone.eos", "the chat template", "the tokenizer's eos_token"
@@ -63,9 +65,14 @@ class Ending:
         return self.behind.sub("", text) if any(word in text for word in self.words) else text
 
     def sentence(self) -> str:
-        more = [word for word in self.stop_words if word != self.text]
-        also = f"; generation also stops at {', '.join(more)}" if more else ""
-        return f"an answer ends with {_shown(self.text)} ({self.source}){also}"
+        return sentence(self.text, self.source, self.stop_words)
+
+
+def sentence(text: str, source: str, stop_words: Sequence[str]) -> str:
+    """For people: `text` is the trained end, `stop_words` are all that stop generation."""
+    more = [word for word in dict.fromkeys(stop_words) if word != text]
+    also = f"; generation also stops at {', '.join(more)}" if more else ""
+    return f"an answer ends with {_shown(text)} ({source}){also}"
 
 
 def _shown(text: str) -> str:
@@ -85,7 +92,7 @@ def ending_of(tokenizer: PreTrainedTokenizerBase, declared: Sequence[int] = (), 
     own = set(added_tokens(tokenizer))
     stops = list(dict.fromkeys([*([] if eos is None else [int(eos)]), *(one for one in made if made[one] in own)]))
     words = [text for text in (token_text(tokenizer, one) for one in stops) if text]
-    found = _of_template(tokenizer, words) if tokenizer.chat_template is not None else None
+    found = end_of_turn(tokenizer, words) if tokenizer.chat_template is not None else None
     if found is not None:
         trained = tuple(Continuation(tokenizer).encode([found])[0])
         text = found.strip()
@@ -106,7 +113,7 @@ def _given(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> Ending:
             known = ", ".join(added_tokens(tokenizer)[:8])
             raise TaskError(f"eos: '{token}' is not a token of the tokenizer; its added tokens: {known or 'none'}")
     ids = tuple(int(vocabulary[token]) for token in given)
-    written = _of_template(tokenizer, given) if tokenizer.chat_template is not None else None
+    written = end_of_turn(tokenizer, given) if tokenizer.chat_template is not None else None
     words = tuple(dict.fromkeys([*given, *([written.strip()] if written else [])]))
     return Ending((ids[0],), ids, (), words, given[0], BY_SETTING, tuple(given))
 
@@ -122,13 +129,13 @@ def token_text(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     return str(tokenizer.decode([number], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def added_tokens(tokenizer: WritesChats) -> list[str]:
     """Texts of the tokens that are no pieces of words, without white space such as Gemma's newlines."""
     texts = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     return [text for text in dict.fromkeys([*texts, *tokenizer.all_special_tokens]) if text.strip()]
 
 
-def _of_template(tokenizer: PreTrainedTokenizerBase, declared: Sequence[str]) -> str | None:
+def end_of_turn(tokenizer: WritesChats, declared: Sequence[str]) -> str | None:
     """What the template writes from the end of an answer up to the end of its turn; None where it writes nothing."""
     given = Given(date="2000-01-01")
     user, said, after = Turn("user", _ASKED), Turn("assistant", _SAID), Turn("user", _ASKED_NEXT)

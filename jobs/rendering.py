@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.chats import Turn
 from jobs.sources import TaskError
@@ -20,6 +20,10 @@ from jobs.strict import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from jobs.ending_files import Files
+
+    WritesChats: TypeAlias = PreTrainedTokenizerBase | Files
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now"})  # filled in here
 OWN = frozenset({"raise_exception", "namespace", "dict", "range", "loop"})  # of every template's environment
@@ -38,7 +42,7 @@ class Given:
     date: str = ""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], given: Given, prompt: bool) -> str:
+def render(tokenizer: WritesChats, turns: Sequence[Turn], given: Given, prompt: bool) -> str:
     """The chat as the template writes it.
 
     prompt: whether it ends with the start of an assistant turn, which the model continues
@@ -77,6 +81,12 @@ def check_template(tokenizer: PreTrainedTokenizerBase, given: Given) -> None:
             )
 
 
+def plain_tags(template: str) -> str:
+    """The template without transformers' own tag, which marks what the assistant wrote."""
+    plain = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", plain)
+
+
 @dataclass(frozen=True)
 class _Reads:
     """What a template reads from outside: variables; forms of the date; what it draws at random with, if anything."""
@@ -90,11 +100,8 @@ class _Reads:
 def _reads(template: str) -> _Reads:
     from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
-    # transformers' own tag, which marks what the assistant wrote
-    plain = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
-    plain = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", plain)
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain_tags(template))
     except TemplateSyntaxError as error:
         raise TaskError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
     drawn = {found.name for found in tree.find_all(nodes.Filter)} & {"random"}
@@ -124,7 +131,7 @@ def _with_fixed_date(template: str, date: str) -> tuple[str | None, dict[str, An
     return "{%- macro strftime_now(form) -%}" + clock + "{%- endmacro %}\n" + template, {"fixed_dates": dates}
 
 
-def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], given: Given, prompt: bool) -> str:
+def _applied(tokenizer: WritesChats, messages: Sequence[dict[str, Any]], given: Given, prompt: bool) -> str:
     from jinja2 import TemplateError
 
     tools = json.loads(given.tools) if given.tools else None
