@@ -31,6 +31,7 @@ PRIMARY = "task/accuracy_sampled"
 # Not a yardstick: how well the backbone predicts the training set before training (Eq. 5), the continuum's x axis.
 CAPABILITY = "trainset/mean_p"
 
+TRUNCATED = "task/truncated_rate"
 # Share of sampled answers that ran into max_new_tokens from which a score says more of ends than of knowledge
 HARDLY_ENDS = 0.5
 

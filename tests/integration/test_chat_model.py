@@ -1,6 +1,7 @@
 """A chat model whose turns end with another token than its tokenizer's EOS, scored as its own `generate` has it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        if step % 20 == 0:
+        if step >= 100 and step % 20 == 0:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             if own_accuracy(folder) >= 0.75:
@@ -112,4 +113,33 @@ def test_it_is_scored_as_its_own_generate_has_it_before_and_after_training(
     own_file = json.loads((chat_model / "generation_config.json").read_text())
     assert {label: file["eos_token_id"] for label, file in files.items()} == dict.fromkeys(
         files, own_file["eos_token_id"]
+    )
+
+
+def test_probe_says_where_answers_hardly_end_and_shows_what_is_trained(chat_model: Path, storage: Path) -> None:
+    """Told to end with a token that the model never writes, its answers run on; `--show` measures nothing."""
+    endless = json.dumps({"path": str(chat_model), "eos": "<user>"})
+    options = (
+        "--task", "reversal", "--problems", 20, "--samples", 2, "--max-new-tokens", LONGEST, "--examples", 20,
+    )  # fmt: skip
+    done = sweeper("probe", "--backbone", endless, *options, storage=storage)
+    assert done.returncode == 0, done.stderr
+    assert "answers       an answer ends with <user> (backbone.eos); 100.0% do not end in time" in done.stdout
+    assert "warning       100% of its answers do not end by themselves within max_new_tokens" in done.stdout
+    trials = len(list((storage / "trials").iterdir()))
+    chat = json.dumps({"builtin": "reversal", "train_on": "all"})
+    shown = sweeper("probe", "--backbone", chat_model, "--task", chat, "--show", 1, storage=storage)
+    assert shown.returncode == 0, shown.stderr
+    assert len(list((storage / "trials").iterdir())) == trials
+    lines = [line for line in shown.stdout.splitlines() if re.match(r"[> ] +\d+ +\d+  '", line)]
+    texts = [(line[0] == ">", line.split("  ")[-1].strip("'")) for line in lines]
+    prompt = "".join(text for trained, text in texts if not trained)
+    target = "".join(text for trained, text in texts if trained)
+    asked = prompt.removeprefix("<user>").removesuffix("<end_of_turn><model>")
+    assert target == f"{asked[1:4][::-1]}<end_of_turn>"  # r417= -> 714
+    wrong = json.dumps({"path": str(chat_model), "eos": "<nothing>"})
+    refused = sweeper("probe", "--backbone", wrong, *options, storage=storage)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "eos: '<nothing>' is not a token of the tokenizer; its added tokens: <pad>, <eos>, <user>, <model>, <end_of_turn>"
     )

@@ -1,18 +1,22 @@
 """What ends an answer, for the kinds of chat models there are: trained, generated to, and taken off data alike."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from jobs.answers import Reading
-from jobs.backbone import BackboneError, check_backbone, load_ending
+from jobs.backbone import BackboneError, check_backbone, load_ending, source_files
 from jobs.chats import Turn
 from jobs.data import Encoder
 from jobs.ending import ending_of
+from jobs.ending_files import ending_in_files
+from jobs.files import fingerprint
 from jobs.hf import import_transformers
 from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, EvalSpec
 from jobs.tasks import Example
+from sweeper.tracking import _end_tags
 from tests.chat_models import CHAT_MODELS, CHATML, byte_level, metaspace
 
 CHAT = Example("q3", "a4", (Turn("user", "q1"), Turn("assistant", "a2"), Turn("user", "q3")), train_on="all")
@@ -211,3 +215,38 @@ def test_keys_of_built_in_backbones_are_as_they_were_and_others_are_new() -> Non
     assert "answers" not in own.identity()
     assert own.model_copy(update={"chat_template": CHATML}).identity()["answers"] == 2
     assert BackboneSpec(path="m").identity()["answers"] == 2
+
+
+@pytest.mark.parametrize("name", CHAT_MODELS)
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_plan_says_the_same_from_the_small_files_alone(name: str, where: str, tmp_path: Path) -> None:
+    backbone = saved(tmp_path, name)
+    if where == "tokenizer_config.json":  # as older models have it
+        template = tmp_path / "chat_template.jinja"
+        file = tmp_path / where
+        added = {str(i): {"content": str(t)} for i, t in CHAT_MODELS[name].tokenizer().added_tokens_decoder.items()}
+        config = json.loads(file.read_text()) | {"chat_template": template.read_text(), "added_tokens_decoder": added}
+        file.write_text(json.dumps(config))
+        template.unlink()
+    assert ending_in_files(tmp_path, None, ()) == load_ending(backbone, tmp_path).sentence()
+    given = backbone.model_copy(update={"eos": ("<eos>",)})
+    assert ending_in_files(tmp_path, None, given.eos) == load_ending(given, tmp_path).sentence()
+
+
+def test_mlflow_has_a_warning_where_answers_hardly_end() -> None:
+    result = {"corpus": {"answers": {"sentence": "an answer ends with <end>"}}}
+    tags = _end_tags(result, [{"task/truncated_rate": 0.9}, {"step": 3}])
+    assert tags["answers.end"] == "an answer ends with <end>"
+    assert tags["answers.warning"].startswith("90% of its answers do not end by themselves")
+    assert _end_tags(result, [{"task/truncated_rate": 0.4}]) == {"answers.end": "an answer ends with <end>"}
+    assert _end_tags({}, []) == {}
+
+
+def test_a_changed_template_file_changes_the_key(tmp_path: Path) -> None:
+    """transformers keeps the template in a file of its own."""
+    saved(tmp_path, "gemma")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    before = fingerprint(source_files(BackboneSpec(path=str(tmp_path))))
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<end_of_turn>", "<eos>"))
+    assert fingerprint(source_files(BackboneSpec(path=str(tmp_path)))) != before
