@@ -109,6 +109,7 @@ def show(trial: TrialSpec, root: Path, count: int, as_json: bool) -> int:
     from jobs.show import rows_of, text_of
     from sweeper.run import check_inputs, prepare
 
+    trial = trial.model_copy(update={"evaluation": EvalSpec(max_new_tokens=1)})  # nothing is answered
     prepare([trial], root, check_inputs([trial], root))
     made = corpus_for(trial.backbone.bare(), trial.task, root)
     rows = made.rows("train", trial.train.max_length, trial.train.overlong)[:count]

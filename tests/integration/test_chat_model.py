@@ -55,7 +55,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        if step >= 100 and step % 20 == 0:
+        if step >= 40 and step % 5 == 0:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             if own_accuracy(folder) >= 0.75:
@@ -121,6 +121,7 @@ def test_probe_says_where_answers_hardly_end_and_shows_what_is_trained(chat_mode
     endless = json.dumps({"path": str(chat_model), "eos": "<user>"})
     options = (
         "--task", "reversal", "--problems", 20, "--samples", 2, "--max-new-tokens", LONGEST, "--examples", 20,
+        "--max-length", 32,
     )  # fmt: skip
     done = sweeper("probe", "--backbone", endless, *options, storage=storage)
     assert done.returncode == 0, done.stderr
@@ -128,7 +129,7 @@ def test_probe_says_where_answers_hardly_end_and_shows_what_is_trained(chat_mode
     assert "warning       100% of its answers do not end by themselves within max_new_tokens" in done.stdout
     trials = len(list((storage / "trials").iterdir()))
     chat = json.dumps({"builtin": "reversal", "train_on": "all"})
-    shown = sweeper("probe", "--backbone", chat_model, "--task", chat, "--show", 1, storage=storage)
+    shown = sweeper("probe", "--backbone", chat_model, "--task", chat, "--max-length", 32, "--show", 1, storage=storage)
     assert shown.returncode == 0, shown.stderr
     assert len(list((storage / "trials").iterdir())) == trials
     lines = [line for line in shown.stdout.splitlines() if re.match(r"[> ] +\d+ +\d+  '", line)]
@@ -141,5 +142,6 @@ def test_probe_says_where_answers_hardly_end_and_shows_what_is_trained(chat_mode
     refused = sweeper("probe", "--backbone", wrong, *options, storage=storage)
     assert refused.returncode == 2
     assert refused.stderr.strip().endswith(
-        "eos: '<nothing>' is not a token of the tokenizer; its added tokens: <pad>, <eos>, <user>, <model>, <end_of_turn>"
+        "eos: '<nothing>' is not a token of the tokenizer; its added tokens: <pad>, <eos>, <user>, <model>, "
+        "<end_of_turn>"
     )
