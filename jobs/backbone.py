@@ -276,6 +276,8 @@ def load_ending(backbone: BackboneSpec, root: Path, tokenizer: PreTrainedTokeniz
 
 def declared_ends(backbone: BackboneSpec, root: Path) -> list[int]:
     """eos_token_id of its generation config, else of its config: where its own `generate` stops."""
+    if backbone.builtin is not None:  # the tokenizer's
+        return []
     source, options = _source(backbone, root)
     try:
         declared: Any = import_tokenizers().GenerationConfig.from_pretrained(source, **options).eos_token_id

@@ -27,7 +27,8 @@ import shutil
 import socket
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ from jobs.data import Encoded, Encoder
 from jobs.ending import Ending, ending_of, facts_of
 from jobs.files import fingerprint, locked, make_dir, write_text
 from jobs.leaks import leaks
+from jobs.pretrain import char_tokenizer
 from jobs.scores import ScoreSpec
 from jobs.sources import TaskError
 from jobs.spec import BackboneSpec
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PART = 4096  # examples
+LAID_OUT = 64  # examples of a kind that are tried before anything is started
 VERSION = 4  # of what stands in a corpus
 TOKENISER_FILES = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # suffixes; its configuration's among them
 WAIT_S = 3600.0  # for another process that tokenises the same
@@ -229,10 +232,12 @@ def corpus(
     told: Told | None = None,
     read: Reader | None = None,
     ending: Ending | None = None,
+    who: str = "",
 ) -> Corpus:
     """The kept corpus of a task, made now where there is none. Raises TaskError.
 
     ending: what ends an answer; without it, what the tokenizer alone says
+    who:  names task and backbone in errors
     told: called with how many training examples are tokenised, and how many there are
     read: what reads a task, where it may have been read already
     """
@@ -242,7 +247,8 @@ def corpus(
         with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
             if not folder.is_dir():
                 data = (read or Reader(root))(task)
-                _make(folder, Encoder(tokenizer, ending), task, data, told or (lambda done, total: None))
+                with _naming(who):
+                    _make(folder, Encoder(tokenizer, ending), task, data, told or (lambda done, total: None))
     return _opened(folder)
 
 
@@ -262,7 +268,38 @@ def corpus_for(
     ending = load_ending(backbone, root, tokenizer)
     if mark is not None:
         write_text(mark, f"{tokeniser_digest(tokenizer, ending)}\n")
-    return corpus(tokenizer, task, root, told, read, ending)
+    return corpus(tokenizer, task, root, told, read, ending, f"task '{task.name}', backbone '{backbone.name}'")
+
+
+def check_layout(backbone: BackboneSpec, task: TaskSpec, root: Path, read: Reader) -> None:
+    """Lay out and tokenise the first examples of each kind, where there is no corpus yet and a tokenizer at hand.
+
+    So what a chat template or a tokenizer refuses is known before anything is started. Raises TaskError.
+    """
+    mark = _mark(backbone, root)
+    if mark is not None and mark.is_file() and corpus_dir(mark.read_text().strip(), task, root).is_dir():
+        return
+    folder = local_dir(backbone, root)
+    if backbone.builtin is None and folder is not None and not folder.is_dir():
+        return  # a GGUF that is not unpacked yet
+    if backbone.builtin is not None:
+        tokenizer = char_tokenizer()
+        tokenizer.chat_template = backbone.chat_template
+    else:
+        tokenizer = load_tokenizer(backbone, root)
+    encoder, data = Encoder(tokenizer, load_ending(backbone, root, tokenizer)), read(task)
+    with _naming(f"task '{task.name}', backbone '{backbone.name}'"):
+        for examples in (data.train, data.heldout, *data.benchmarks.values()):
+            encoder.encode(examples[:LAID_OUT])
+
+
+@contextmanager
+def _naming(who: str) -> Iterator[None]:
+    """Errors of examples name the task, and the backbone whose tokenizer they met."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"{who}: {error}" if who else str(error)) from None
 
 
 def _mark(backbone: BackboneSpec, root: Path) -> Path | None:

@@ -75,7 +75,7 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
     if any(trial.evaluation.engine == "vllm" for trial in trials) and importlib.util.find_spec("vllm") is None:
         reason = "vllm is not installed; pip install 'objective-continuum[vllm]', or leave engine out for transformers"
         raise SpecError("evaluation.engine", [reason])
-    from jobs.corpus import Reader
+    from jobs.corpus import Reader, check_layout
 
     read = Reader(root)
     for task in dict.fromkeys(trial.task for trial in trials):
@@ -85,6 +85,7 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         if _has_chats(task) and not has_chat_template(backbone, root):
             raise TaskError(f"task '{task.name}', backbone '{backbone.name}': {NO_TEMPLATE}")
+        check_layout(backbone, task, root, read)
     return read
 
 
@@ -115,6 +116,9 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
             made[backbone, task] = corpus_for(backbone, task, root, progress, read)
+    for (backbone, task), one in made.items():
+        for note in one.facts["answers"]["notes"]:
+            print(f"note: {task.name} for {backbone.name}: {note}", file=sys.stderr)
     cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
     with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
         for backbone, task, max_length, overlong in cuts:
