@@ -324,7 +324,8 @@ def _make(folder: Path, encoder: Encoder, task: TaskSpec, data: TaskData, told: 
     train, found = _in_parts(encoder, data.train, parts, told)
     asked_of = {name: encoder.cleaned(examples) for name, examples in data.benchmarks.items()}
     held = encoder.cleaned(data.heldout)
-    heldout = Ids.of(encoder.encode(held))
+    rows = encoder.encode(held)
+    held, heldout = _referenced(encoder, held, rows), Ids.of(rows)
     measured = [e for examples in asked_of.values() for e in examples] or held
 
     def fill(target: Path) -> None:
@@ -338,8 +339,9 @@ def _make(folder: Path, encoder: Encoder, task: TaskSpec, data: TaskData, told: 
         write_text(target / "heldout.jsonl", "".join(json.dumps(_plain(e)) + "\n" for e in held))
         asked = {} if asked_of else {"heldout": _problems(heldout.sizes[:, 0], held)}
         problems = []
-        for name, examples in asked_of.items():
-            rows = encoder.encode(examples)
+        for name, cleaned in asked_of.items():
+            rows = encoder.encode(cleaned)
+            examples = _referenced(encoder, cleaned, rows)
             asked[name] = _problems([row.prompt_length for row in rows], examples)
             problems += [
                 {"benchmark": name, "ids": row.ids[: row.prompt_length], "example": _plain(example)}
@@ -353,6 +355,10 @@ def _make(folder: Path, encoder: Encoder, task: TaskSpec, data: TaskData, told: 
 
     make_dir(folder, fill)
     shutil.rmtree(parts)
+
+
+def _referenced(encoder: Encoder, examples: Sequence[Example], rows: Sequence[Encoded]) -> list[Example]:
+    return [encoder.with_reference(example, row) for example, row in zip(examples, rows, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,13 @@ class Encoder:
         self._read_back(examples, targets, layouts)
         return rows
 
+    def with_reference(self, example: Example, row: Encoded) -> Example:
+        """A turn that calls tools is right as the template writes it, where the data name no reference."""
+        if example.reply is None or example.reference is not None or not example.reply.calls_tools:
+            return example
+        text = self.ending.without(self.continuation.decode(row.ids[row.prompt_length :]))
+        return replace(example, reference=text)
+
     def _clean(self, example: Example) -> Example:
         without = self.ending.without
         response, reference = without(example.response), example.reference and without(example.reference)

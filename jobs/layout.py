@@ -47,7 +47,7 @@ class Layouts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ending: Ending) -> None:
         self.tokenizer, self.ending = tokenizer, ending
-        self._checked: set[Given] = set()
+        self._checked: set[tuple[bool, str, str]] = set()  # tools or none, kwargs, date
         self.after: set[str] = set()  # words that the templates write right before an answer's content
 
     def __call__(self, example: Example) -> Layout:
@@ -65,9 +65,10 @@ class Layouts:
         turns = example.messages or (Turn("user", example.prompt),)
         reply = example.reply or Turn("assistant", example.response)
         given = Given(example.tools, example.template_kwargs, example.date)
-        if given not in self._checked:
+        kind = (bool(given.tools), given.kwargs, given.date)
+        if kind not in self._checked:
             check_template(self.tokenizer, given)
-            self._checked.add(given)
+            self._checked.add(kind)
             self.after |= _words_before(self.tokenizer, given)
 
         def written(some: tuple[Turn, ...], prompt: bool) -> str:

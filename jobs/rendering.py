@@ -64,7 +64,7 @@ def render(tokenizer: WritesChats, turns: Sequence[Turn], given: Given, prompt: 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, given: Given) -> None:
     """Raises TaskError where the template does not read one of the task's kwargs, or draws at random."""
-    template = tokenizer.get_chat_template(tools=json.loads(given.tools) if given.tools else None)
+    template = _template_of(tokenizer, json.loads(given.tools) if given.tools else None)
     reads = _reads(template)
     if reads.random:
         raise TaskError(
@@ -131,11 +131,20 @@ def _with_fixed_date(template: str, date: str) -> tuple[str | None, dict[str, An
     return "{%- macro strftime_now(form) -%}" + clock + "{%- endmacro %}\n" + template, {"fixed_dates": dates}
 
 
+def _template_of(tokenizer: WritesChats, tools: Any) -> str:
+    """The one that is used, of several by name (some models have another for chats with tools)."""
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TaskError(f"no chat template can be taken ({reason}); give the backbone a chat_template") from None
+
+
 def _applied(tokenizer: WritesChats, messages: Sequence[dict[str, Any]], given: Given, prompt: bool) -> str:
     from jinja2 import TemplateError
 
     tools = json.loads(given.tools) if given.tools else None
-    template, dates = _with_fixed_date(tokenizer.get_chat_template(tools=tools), given.date)
+    template, dates = _with_fixed_date(_template_of(tokenizer, tools), given.date)
     kwargs = (json.loads(given.kwargs) if given.kwargs else {}) | dates
     try:
         return str(

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.answers import Reading
 from jobs.chats import Turn
 from jobs.corpus import corpus
 from jobs.data import IGNORED, Encoded, Encoder, collate
 from jobs.evaluate import _places
 from jobs.packing import pack
 from jobs.rendering import Given, render
+from jobs.scores import score
 from jobs.sources import TaskError
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, _with_noise, load_task
@@ -249,6 +251,39 @@ def test_a_corpus_keeps_all_trained_turns_and_cuts_them(tmp_path: Path) -> None:
     assert answers["sentence"].startswith("an answer ends with <|im_end|> (the chat template)")
     assert answers["notes"] == ["30 responses end with the end of an answer already, which is written once"]
     assert all(not example.response.endswith("<|im_end|>") for example in made["all"].heldout())
+
+
+def test_a_right_tool_call_is_what_the_template_writes(tmp_path: Path) -> None:
+    """So the answer that a model was trained on scores 1, and an empty one, or another call, does not."""
+    qwen = CHAT_MODELS["qwen3"].tokenizer()
+    reply = Turn.of("assistant", "", {"tool_calls": [CALL]})
+    example = Example("weather in 0?", "", USER, reply, TOOLS)
+    made = Encoder(qwen)
+    (row,) = made.encode([example])
+    right = made.with_reference(example, row)
+    reading = Reading(qwen, made.ending.stops, (), frozenset(made.kept), tuple(made.after))
+    said = reading.answer(row.ids[row.prompt_length :])
+    wanted = reading.content(right.wanted)
+    assert '"name": "weather"' in wanted
+    assert score(right.score, reading.content(said.text), wanted, None).value == 1
+    assert score(right.score, reading.content(said.text.replace("é", "e")), wanted, None).value == 0
+    assert score(right.score, "", wanted, None).value == 0
+    named = Example("weather in 0?", "", USER, reply, TOOLS, reference="sunny")
+    assert made.with_reference(named, row) is named
+
+
+def test_of_several_templates_the_one_for_tools_is_taken_with_tools() -> None:
+    """As Command R and others have them; one without a default is refused."""
+    with_tools = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls else '' }}")
+    made = tokenizer()
+    made.chat_template = {"default": CHATML, "tool_use": "{{ tools | tojson }}" + with_tools}
+    reply = Turn.of("assistant", "", {"tool_calls": [CALL]})
+    plain, calling = Encoder(made).encode([Example("q", "a"), Example("q", "", USER, reply, TOOLS)])
+    assert not made.decode(plain.ids).startswith("[")
+    assert made.decode(calling.ids).startswith('[{"type": "function"')
+    made.chat_template = {"rag": CHATML, "tool_use": with_tools}
+    with pytest.raises(TaskError, match="no chat template can be taken .* give the backbone a chat_template"):
+        Encoder(made).encode([Example("q", "a")])
 
 
 def test_noise_swaps_replies_with_their_texts() -> None:
