@@ -24,6 +24,10 @@ class Turn:
     def of(cls, role: str, content: str, more: Mapping[str, Any] | None = None) -> Turn:
         return cls(role, content, json.dumps(more) if more else "")
 
+    @property
+    def calls_tools(self) -> bool:
+        return bool(self.more) and bool(json.loads(self.more).get("tool_calls"))
+
     def message(self) -> dict[str, Any]:
         """As `apply_chat_template` takes it."""
         return {"role": self.role, "content": self.content} | (json.loads(self.more) if self.more else {})

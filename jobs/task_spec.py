@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from datetime import date as Day
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +74,7 @@ class Examples(Strict):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="what the chat template is given besides: date_string, enable_thinking and others"
     )
+    date: Day | None = Field(None, description="the day that the chat template takes for today")
     invalid: Literal["refuse", "drop"] = Field(
         "refuse", description="rows that cannot be used: refuse the sweep, or leave them out and count them"
     )

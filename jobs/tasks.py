@@ -35,7 +35,8 @@ class Example:
     reply:     the response as a turn, where it is more than its text (it calls tools, or has its reasoning apart)
     tools:     JSON list of the tools that the chat may call; empty for none
     train_on:  which assistant turns are targets: the last one, or all of them
-    template_kwargs: JSON of what the chat template is given besides (date, enable_thinking, ...); empty for nothing
+    template_kwargs: JSON of what the chat template is given besides (enable_thinking, ...); empty for nothing
+    date:      the day that the chat template takes for today, ISO; empty for none
     reference: the right answer where the data name it; else the response is
     entry:     the generator's or problem set's own row, where its scorer reads one (held-out examples only)
     asked, told: prompt and response (and reference) without the words of their templates; None: they have none
@@ -49,6 +50,7 @@ class Example:
     tools: str = ""
     train_on: Literal["last", "all"] = "last"
     template_kwargs: str = ""
+    date: str = ""
     reference: str | None = None
     score: ScoreSpec = EXACT
     entry: dict[str, Any] | None = None
@@ -107,7 +109,7 @@ def _index(example: Example) -> str:
 
 def _load(task: TaskSpec) -> TaskData:
     left_out = LeftOut()
-    train, heldout = _both(task, left_out)
+    train, heldout = (for_template(examples, task) for examples in _both(task, left_out))
     if not train or not heldout:
         raise TaskError(
             f"task '{task.name}': {len(train)} training and {len(heldout)} held-out examples; both need some"
@@ -117,8 +119,24 @@ def _load(task: TaskSpec) -> TaskData:
     train = [replace(example, entry=None) for example in shuffled[: task.train_examples]]
     train, noisy = _with_noise(train, task)
     held = random.Random(f"heldout {task.data_seed}").sample(heldout, min(task.heldout_examples, len(heldout)))
-    benchmarks = {b.name: _benchmark(task, b, left_out) for b in task.benchmarks}
+    benchmarks = {b.name: for_template(_benchmark(task, b, left_out), b, task) for b in task.benchmarks}
     return TaskData(train, held, noisy, benchmarks, left_out)
+
+
+def for_template(examples: list[Example], *sources: Examples) -> list[Example]:
+    """The examples with what chat templates are given besides messages, from the first source that names it."""
+    kwargs: dict[str, Any] = {}
+    for source in reversed(sources):
+        kwargs |= source.chat_template_kwargs
+    date = next((source.date.isoformat() for source in sources if source.date is not None), "")
+    train_on = sources[0].train_on
+    if not kwargs and not date and train_on == "last":
+        return examples
+    text = json.dumps(kwargs, sort_keys=True, default=str) if kwargs else ""
+    return [
+        replace(one, train_on=train_on, template_kwargs=text or one.template_kwargs, date=date or one.date)
+        for one in examples
+    ]
 
 
 def _both(task: TaskSpec, left_out: LeftOut) -> tuple[list[Example], list[Example]]:
@@ -282,8 +300,6 @@ def _example(source: Examples, row: dict[str, Any], where: str, may_be_empty: bo
         turns = (Turn("system", source.system), *turns)
     return Example(
         found.prompt, found.response, turns, found.reply, found.tools,
-        train_on=source.train_on if found.turns else "last",
-        template_kwargs=json.dumps(source.chat_template_kwargs, sort_keys=True) if source.chat_template_kwargs else "",
         reference=reference, score=_score_of(source), entry=entry, asked=found.asked, told=told, where=where,
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ def foreseen(plan: Plan, root: Path) -> list[str]:
         found = facts[task]
         reason = no_template(backbone, task, root)
         if reason is None and not task.builtin:
-            reason = refusal(backbone, task, found.telling, found.unknown, root)
+            reason = refusal(backbone, task, found.telling, found.unknown, root, light=True)
         if reason is not None:
             refused.add(mine, reason)
             continue
@@ -57,7 +57,7 @@ def _by_limits(trials: Sequence[TrialSpec]) -> dict[Limits, list[TrialSpec]]:
 def _too_long(backbone: BackboneSpec, facts: TaskFacts, limits: Limits, root: Path) -> str | None:
     """Why examples do not fit; None where they seem to. Only those that are longest in characters are tokenised."""
     length, overlong, answer = limits
-    for example, (prompt, whole) in zip(facts.longest, sizes(backbone, facts.longest, root), strict=False):
+    for example, (prompt, whole) in zip(facts.longest, sizes(backbone, facts.longest, root, light=True), strict=False):
         place = example.where or f"'{example.prompt[:40]}'"
         if prompt >= length and overlong != "drop":
             return (
@@ -70,7 +70,7 @@ def _too_long(backbone: BackboneSpec, facts: TaskFacts, limits: Limits, root: Pa
                 "train.overlong to cut or drop"
             )
     positions = _positions(backbone, root)
-    for example, (prompt, _) in zip(facts.asked, sizes(backbone, facts.asked, root), strict=False):
+    for example, (prompt, _) in zip(facts.asked, sizes(backbone, facts.asked, root, light=True), strict=False):
         if positions is not None and prompt + answer > positions:
             return (
                 f"{example.where or example.prompt[:40]}: its prompt has {prompt} tokens, with "

@@ -7,15 +7,23 @@ template, a template that takes no system turn, unknown characters) costs its ow
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.backbone import check_backbone, convert_gguf, has_chat_template, load_tokenizer, local_dir, positions_of
+from jobs.backbone import (
+    check_backbone,
+    convert_gguf,
+    has_chat_template,
+    load_ending,
+    load_tokenizer,
+    local_dir,
+    positions_of,
+)
 from jobs.pretrain import char_tokenizer, pretrain
 from jobs.sources import NO_TEMPLATE
 from jobs.spec import BackboneSpec, TrialSpec
@@ -109,11 +117,16 @@ def _may_hold_chats(task: TaskSpec) -> bool:
 
 
 def refusal(
-    backbone: BackboneSpec, task: TaskSpec, examples: Sequence[Example], unknown: Mapping[str, str], root: Path
+    backbone: BackboneSpec,
+    task: TaskSpec,
+    examples: Sequence[Example],
+    unknown: Mapping[str, str],
+    root: Path,
+    light: bool = False,
 ) -> str | None:
     """Why a backbone cannot take a task, by the examples that tell most; None where it seems that it can.
 
-    unknown: characters of the task that no built-in backbone knows, with the row of each
+    unknown: characters of the task that no built-in backbone knows, with the row of each; light: as of `sizes`
     """
     who = f"task '{task.name}', backbone '{backbone.name}'"
     if any(example.messages for example in examples) and not has_chat_template(backbone, root):
@@ -126,34 +139,28 @@ def refusal(
             f"{some}{more}; name a backbone of your own (path, hub or gguf) for this task"
         )
     try:
-        sizes(backbone, examples, root)
+        sizes(backbone, examples, root, light)
     except TaskError as error:
         return f"{who}: {error}"
     return None
 
 
-def sizes(backbone: BackboneSpec, examples: Sequence[Example], root: Path) -> list[tuple[int, int]]:
-    """Tokens of each example's prompt, and in all; empty for a GGUF that is not unpacked yet. Raises TaskError."""
-    if backbone.builtin is not None and backbone.chat_template is None:  # a character a token, and EOS
+def sizes(
+    backbone: BackboneSpec, examples: Sequence[Example], root: Path, light: bool = False
+) -> list[tuple[int, int]]:
+    """Tokens of each example's prompt, and in all; empty for a GGUF that is not unpacked yet. Raises TaskError.
+
+    light: count those of the built-in backbones without their tokenizer
+    """
+    if light and backbone.builtin is not None and backbone.chat_template is None:  # a character a token, and EOS
         return [(len(example.prompt), len(example.prompt) + len(example.response) + 1) for example in examples]
     tokenizer = _tokenizer(backbone, root)
     if tokenizer is None:
         return []
     from jobs.data import tokenise
 
-    with _one_kind_of_error():
-        return [(row.prompt_length, len(row.ids)) for row in tokenise(tokenizer, examples)]
-
-
-@contextmanager
-def _one_kind_of_error() -> Iterator[None]:
-    """What a tokenizer raises on words that it does not know, as a TaskError."""
-    try:
-        yield
-    except Exception as error:
-        if type(error) is not Exception:  # the library has no class of its own
-            raise
-        raise TaskError(f"its tokenizer cannot write every text, chat template included ({error})") from None
+    ending = load_ending(backbone, root, tokenizer)
+    return [(row.prompt_length, len(row.ids)) for row in tokenise(tokenizer, examples, ending)]
 
 
 @lru_cache(maxsize=16)
@@ -196,11 +203,13 @@ def prepared(trials: Sequence[TrialSpec], root: Path, read: Reader | None = None
     refused, read = Refused(), read or Reader(root)
     for (backbone, task), mine in pairs(trials).items():
         try:
-            with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress, _one_kind_of_error():
+            with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
                 made = corpus_for(backbone, task, root, progress, read)
         except TaskError as error:
-            refused.add(mine, f"task '{task.name}', backbone '{backbone.name}': {error}")
+            refused.add(mine, str(error))
             continue
+        for note in made.facts["answers"]["notes"]:
+            print(f"note: {task.name} for {backbone.name}: {note}", file=sys.stderr)
         for trial in mine:
             reason = _does_not_fit(trial, made, root)
             if reason is not None:

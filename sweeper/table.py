@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from jobs.backbone import local_dir
+from jobs.ending_files import ending_in_files
 from jobs.spec import TrialSpec
 from sweeper.board import Place
 from sweeper.estimate import estimate, measured_seconds
@@ -60,6 +63,7 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
         "data": data_facts(at_hand([trial.task for trial in plan.trials]).items()),
         "notes": [*plan.notes, *foreseen_notes],
+        "answers": answers_facts(plan.trials, store.root),
         "trials": trials,
     }
 
@@ -105,6 +109,18 @@ def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
     return round(sum(t["seconds"] * t["gpus"] for t in todo) / 3600, 2)
 
 
+def answers_facts(trials: Iterable[TrialSpec], root: Path) -> dict[str, str]:
+    """What ends the answers of each backbone, as far as its files are at hand; the built-in ones have one end each."""
+    found: dict[str, str] = {}
+    for backbone, stop in dict.fromkeys((trial.backbone.bare(), trial.evaluation.stop) for trial in trials):
+        folder = local_dir(backbone, root) if backbone.builtin is None else None
+        if folder is not None and folder.is_dir():
+            line = ending_in_files(folder, backbone.chat_template, backbone.eos)
+            texts = f"; and at {', '.join(map(repr, stop))}" if stop else ""
+            found |= {backbone.name: line + texts} if line else {}
+    return found
+
+
 def print_plan(facts: dict[str, Any]) -> None:
     trials = facts["trials"]
     trained = [t for t in trials if t["objective"] != "backbone"]
@@ -139,6 +155,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     if hours := facts["gpu_hours"]:
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
         print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; full-length answers by transformers)")
+    for backbone, line in facts["answers"].items():
+        print(f"{backbone}: {line}")
     for line in facts["gpu_shares"]:
         print(f"GPU share: {line}")
     for group in facts["together"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jobs.pretrain import ALPHABET
+from jobs.pretrain import ALPHABET, SPECIAL
 from jobs.task_error import NotAtHand
 from jobs.task_spec import Benchmark, TaskSpec
 from jobs.tasks import Example, LeftOut, TaskData, load_task
@@ -98,10 +98,17 @@ def unknown_characters(examples: Iterable[Example]) -> dict[str, str]:
     known = set(ALPHABET)
     for example in examples:
         for text in texts_of(example):
-            for character in sorted(set(text) - known):
+            for character in sorted(set(text) - known and set(_without_special(text)) - known):
                 found.setdefault(character, example.where or example.prompt[:40])
                 known.add(character)
     return found
+
+
+def _without_special(text: str) -> str:
+    """Their special tokens are no characters."""
+    for token in SPECIAL:
+        text = text.replace(token, "")
+    return text
 
 
 def at_hand(tasks: Sequence[TaskSpec]) -> dict[TaskSpec, TaskFacts]:

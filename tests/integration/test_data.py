@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweeper.store import Store
-from tests.unit.chat_backbones import CHATML, STRICT, chat_backbone
+from tests.unit.chat_backbones import CHATML, CHATML_WITH_TOOLS, STRICT, chat_backbone
 from tests.unit.test_inputs import CASES, WANTED
 
 from .conftest import sweeper
@@ -83,12 +83,3 @@ def test_inputs_as_people_have_them_are_trained(tmp_path: Path) -> None:
     store = Store(tmp_path / "storage")
     results = [store.trial(key).result() for key in store.trials("cases")]
     assert [result["status"] for result in results if result] == ["finished"] * 2 * len(tasks)
-
-
-CHATML_WITH_TOOLS = (
-    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)

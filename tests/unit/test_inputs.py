@@ -15,7 +15,7 @@ from sweeper.inputs import checked, prepared
 from sweeper.plan import make_plan
 from sweeper.spec import parse_sweep
 
-from .chat_backbones import CHATML, STRICT, chat_backbone
+from .chat_backbones import CHATML, CHATML_WITH_TOOLS, STRICT, chat_backbone
 
 ROOT = Path(__file__).parents[2]
 CASES = Path(os.environ.get("SWEEPER_CASES", ROOT.parent / "shared" / "cases"))
@@ -26,7 +26,7 @@ BUILTIN = {"builtin": "char-llama", "pretrain_steps": 0}
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     folder = tmp_path_factory.mktemp("backbones")
-    templates = {"chatml": CHATML, "strict": STRICT, "plain": None}
+    templates = {"chatml": CHATML, "tools": CHATML_WITH_TOOLS, "strict": STRICT, "plain": None}
     return {name: {"path": chat_backbone(folder / name, template)} for name, template in templates.items()}
 
 
@@ -105,7 +105,7 @@ def test_what_run_refuses_plan_refuses(
     ("template", "message"),
     [
         (None, "d.jsonl:1: char-llama knows digits, '+', '=' and some letters, not 'é'; name a backbone of your own"),
-        ("Q{{ messages[0].content }}", "its tokenizer cannot write every text, chat template included"),
+        ("Q{{ messages[0].content }}", "has no token for 'Q'"),
     ],
 )
 def test_characters_that_the_built_in_backbone_does_not_know(
@@ -211,7 +211,7 @@ def test_plan_over_inputs_as_people_have_them(
     assert {file.name for file in files} <= WANTED.keys()
     for file in files:
         wanted = WANTED[file.name]
-        asked = sweep(tmp_path, [backbones["chatml"]], [{"path": str(file)}])
+        asked = sweep(tmp_path, [backbones["tools"]], [{"path": str(file)}])
         if isinstance(wanted, str):
             status, text = said("plan", asked, capsys)
             assert (status, wanted in text, text.count("\n")) == (2, True, 1), text

@@ -301,3 +301,24 @@ def test_what_was_forecast_stands_beside_what_came_of_it(table: pd.DataFrame, tm
     assert "30 % assumed wrong" in html
     assert "all forecasts are equal" in html  # of mean p and -log p
     assert "What was forecast" not in write_report(table, tmp_path, "s", {})["report.html"].read_text()
+
+
+def test_answers_that_hardly_end_are_said_beside_the_score(table: pd.DataFrame, tmp_path: Path) -> None:
+    ended = {"sentence": "an answer ends with <end>", "notes": ["3 responses end so already"]}
+    rate = {("weak", "backbone"): 0.97, ("weak", "nll"): 0.2, ("strong", "one-minus-p"): 0.6, ("strong", "nll"): 0.5}
+    shares = [rate.get((row["backbone"], row["objective"])) for row in table.to_dict("records")]
+    told = table.assign(**{"task/truncated_rate": shares, "corpus": json.dumps(CORPUS | {"answers": ended})})
+    written = write_report(told, tmp_path, "s", {})
+    html = written["report.html"].read_text()
+    said = re.findall(r"Answers that hardly end by themselves within max_new_tokens: ([^.]*)\.", html)
+    assert said == ["the backbone before SFT (97%)", "one-minus-p (60%)"]
+    assert "an answer ends with &lt;end&gt;" in html
+    assert "3 responses end so already" in html
+    endless = json.loads(written["report.json"].read_text())["endless"]
+    assert [(row["backbone"], row["objective"]) for row in endless] == [("weak", "backbone"), ("strong", "one-minus-p")]
+
+
+def test_older_records_say_nothing_of_ends(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "hardly end" not in html
+    assert "<td>not recorded</td>" in html
