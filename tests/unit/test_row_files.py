@@ -22,6 +22,7 @@ from sweeper.spec import SpecError
 
 ROWS = [{"prompt": f"Größe {i}?", "response": f"{i} m – 🙂"} for i in range(20)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+PACKED = gzip.compress(LINES.encode(), mtime=0)  # the same bytes in every process
 
 
 def table(separator: str) -> str:
@@ -87,8 +88,8 @@ def test_gzip_is_known_by_its_first_bytes_whatever_the_name(tmp_path: Path) -> N
         ("d.json", b'{"prompt": "a"', "d.json:1: not JSON (Expecting ',' delimiter)"),
         ("d.json", b'"text"', "d.json: a list of rows or a mapping from ids to rows, got str"),
         ("d.json", b'{"data": [{"prompt": "a"}]}', "d.json:1: one object of fields a row, got list"),
-        ("d.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "d.jsonl.gz: cannot be read (Compressed file ended"),
-        ("d.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:30] + b"\0" * 60, "d.jsonl.gz: cannot be read (Error -3"),
+        ("d.jsonl.gz", PACKED[:-20], "d.jsonl.gz: cannot be read (Compressed file ended"),
+        ("d.jsonl.gz", PACKED[:30] + b"\0" * 60, "d.jsonl.gz: cannot be read (Error -3"),
         ("d.jsonl", b"\x28\xb5\x2f\xfd1234", "d.jsonl: is packed by Zstandard; unpack it, or pack it by gzip"),
         ("d.csv", b"PK\x03\x04", "d.csv: is packed by zip"),
         ("d.csv", b"prompt,response\nq,a,b\n", "d.csv:2: not as many values as the header has names"),
