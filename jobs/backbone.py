@@ -7,15 +7,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jobs.ending import NO_END, Ending, ending_of
 from jobs.files import make_dir
 from jobs.hf import import_tokenizers, import_transformers
 from jobs.pretrain import builtin_dir
+from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, Execution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+TEXT_FILES = ("*.jinja", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")  # of a tokenizer, beside *.json
 NO_EOS = "its tokenizer has no EOS token, so a model would never learn to stop; give it one"
 
 
@@ -36,9 +39,10 @@ def source_files(backbone: BackboneSpec) -> list[Path]:
             "relative paths start at --data-root"
         )
     weights = sorted(folder.glob("*.safetensors"))
+    text = [f for ending in TEXT_FILES for f in sorted(folder.glob(ending))]
     if not weights:
         raise BackboneError(f"backbone '{backbone.name}': no *.safetensors in {folder}; other formats are not loaded")
-    return [*weights, *(f for f in sorted(folder.glob("*.json")) if "index" not in f.name)]
+    return [*weights, *(f for f in sorted(folder.glob("*.json")) if "index" not in f.name), *text]
 
 
 def gguf_file(backbone: BackboneSpec) -> Path:
@@ -80,7 +84,7 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
     if backbone.gguf is not None and folder is not None and not folder.is_dir():
         header = _gguf_header(gguf_file(backbone))
         _fits(backbone, header.positions, max_length)
-        if not header.ends:
+        if not header.ends and not backbone.eos:
             raise BackboneError(f"backbone '{backbone.name}': {NO_EOS}, as tokenizer.ggml.eos_token_id in its GGUF")
         return
     source, _ = _source(backbone, root)
@@ -103,8 +107,7 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
                 f"backbone '{backbone.name}': {backbone.hub} has no *.safetensors; other formats are not loaded: "
                 "convert it once and give its directory as path"
             )
-    if load_tokenizer(backbone, root).eos_token_id is None:
-        raise BackboneError(f"backbone '{backbone.name}': {NO_EOS}, as eos_token in its tokenizer_config.json")
+    load_ending(backbone, root)
 
 
 def has_chat_template(backbone: BackboneSpec, root: Path) -> bool:
@@ -254,9 +257,39 @@ def load_tokenizer(backbone: BackboneSpec, root: Path) -> PreTrainedTokenizerBas
         raise BackboneError(f"backbone '{backbone.name}': its tokenizer: {_reason(error, backbone)}") from error
     if backbone.chat_template is not None:
         tokenizer.chat_template = backbone.chat_template
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = next(iter(load_ending(backbone, root, tokenizer).stops), 0)
     return tokenizer
+
+
+def load_ending(backbone: BackboneSpec, root: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Ending:
+    """What ends the answers of a prepared backbone. Raises BackboneError."""
+    tokenizer = load_tokenizer(backbone, root) if tokenizer is None else tokenizer
+    try:
+        return ending_of(tokenizer, [] if backbone.eos else declared_ends(backbone, root), backbone.eos)
+    except TaskError as error:
+        reason = f"{NO_EOS}, as eos_token in its tokenizer_config.json" if str(error) == NO_END else str(error)
+        raise BackboneError(f"backbone '{backbone.name}': {reason}") from None
+
+
+def declared_ends(backbone: BackboneSpec, root: Path) -> list[int]:
+    """eos_token_id of its generation config, else of its config: where its own `generate` stops."""
+    if backbone.builtin is not None:  # the tokenizer's
+        return []
+    source, options = _source(backbone, root)
+    try:
+        declared: Any = import_tokenizers().GenerationConfig.from_pretrained(source, **options).eos_token_id
+    except (OSError, ValueError):  # a model need not have one
+        declared = None
+    if declared is None:
+        try:
+            declared = getattr(_config(backbone, root).get_text_config(), "eos_token_id", None)
+        except BackboneError:  # check_backbone says so
+            return []
+    many = declared if isinstance(declared, list | tuple) else [declared]
+    return [int(one) for one in many if isinstance(one, int) and one >= 0]
 
 
 def _source(backbone: BackboneSpec, root: Path) -> tuple[str, dict[str, Any]]:

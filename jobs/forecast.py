@@ -112,7 +112,7 @@ def _swapped(rows: Sequence[Encoded]) -> list[Encoded]:
     """Every prompt with the next example's response."""
     shifted = [*rows[1:], rows[0]]
     return [
-        Encoded([*row.ids[: row.prompt_length], *other.ids[other.prompt_length :]], row.prompt_length)
+        Encoded([*row.ids[: row.prompt_length], *other.ids[other.prompt_length :]], row.prompt_length, row.earlier)
         for row, other in zip(rows, shifted, strict=True)
     ]
 

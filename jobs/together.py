@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,7 @@ def train_together(members: Sequence[Member], root: Path) -> None:
     prepared = prepared_for(first.backbone.bare(), first.task, train.max_length, train.overlong, root)
     pad = int(tokenizer.pad_token_id)
     # all of them before the first engine, which casts the weights
-    probed = [_probe(m.trial, root, bare, prepared.train, pad, int(tokenizer.eos_token_id)) for m in members]
+    probed = [_probe(m.trial, root, bare, prepared.train, pad, prepared.ends) for m in members]
     models = [_model_of(member.trial, bare, found) for member, found in zip(members, probed, strict=True)]
     with ExitStack() as stack:
         going = []
@@ -122,9 +122,11 @@ def _is_over(one: _Going, began: float) -> bool:
     return True
 
 
-def _probe(trial: TrialSpec, root: Path, bare: PreTrainedModel, rows: Any, pad: int, eos: int) -> Probe | None:
+def _probe(
+    trial: TrialSpec, root: Path, bare: PreTrainedModel, rows: Any, pad: int, ends: Collection[int]
+) -> Probe | None:
     assert trial.objective is not None
-    return probe(trial, root, lambda: nullcontext(bare), rows, pad, eos) if trial.objective.needs_probe else None
+    return probe(trial, root, lambda: nullcontext(bare), rows, pad, ends) if trial.objective.needs_probe else None
 
 
 def _model_of(trial: TrialSpec, bare: PreTrainedModel, probed: Probe | None) -> JoinedModel:

@@ -25,7 +25,7 @@ from jobs.backbone import BackboneError, add_adapters, load_backbone, load_token
 from jobs.capability import Capability
 from jobs.check import check_objective
 from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
-from jobs.corpus import corpus
+from jobs.corpus import corpus_for
 from jobs.course import Course, KeepAnswers, Prepared, Report, not_finite, yardsticks
 from jobs.data import Encoded, collate
 from jobs.loss import BoundObjective
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def prepared_for(backbone: BackboneSpec, task: TaskSpec, max_length: int, overlong: str, root: Path) -> Prepared:
     """Mapped once per process: the next trial on the same backbone and task finds it here."""
-    made = corpus(load_tokenizer(backbone, root), task, root)
+    made = corpus_for(backbone, task, root)
     train, heldout = made.rows("train", max_length, overlong), made.heldout_rows(max_length, overlong)
     problems = made.benchmarks() or {"heldout": made.heldout_problems()}
     return Prepared(train, heldout, problems, made.facts | {"digest": made.folder.name})
@@ -83,11 +83,11 @@ def train(
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
     whole = None if shards_weights(trial) else _load_whole(trial, root)
     load = partial(measurable, trial, root) if whole is None else lambda: nullcontext(whole)
-    known, eos = prepared.train, int(tokenizer.eos_token_id)
+    known, ends = prepared.train, prepared.ends
     if spec is None:
         with load() as model:
             clock.enter(EVALUATE)
-            row = probe(trial, root, lambda: nullcontext(model), known, pad, eos).row()
+            row = probe(trial, root, lambda: nullcontext(model), known, pad, ends).row()
             row |= yardsticks(model, tokenizer, prepared, trial, keep_answers)
         if wrong := not_finite(row):
             raise BackboneError(
@@ -96,7 +96,7 @@ def train(
             )
         report({"step": 0} | row, None, False)
         return True
-    probed = probe(trial, root, load, known, pad, eos) if spec.needs_probe else None
+    probed = probe(trial, root, load, known, pad, ends) if spec.needs_probe else None
     objective = bind(spec.canonical(), probed, trial.train.reduction)
     reference = load_reference(trial, root) if whole is None and needs_reference(objective.spec) else None
     model = load_sharded(trial, root, trial.train.precision) if whole is None else whole

@@ -40,6 +40,11 @@ class Progress:
                 score = f"stopped at step {result.get('step', 0):g}" + (f", {score}" if score else "")
         score += f", recorded by {elsewhere}" if elsewhere else ""
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
+        invalid = result.get("data/invalid") or 0
+        if invalid > 0 and trial.objective is None:
+            print(
+                f"  {invalid:.0f} rows of {trial.task.name} cannot be used and are left out (invalid: drop)", flush=True
+            )
         cut = result.get("data/train_cut") or 0
         if cut > 0 and trial.objective is None:  # once a backbone and task: they are the same for all its trials
             print(

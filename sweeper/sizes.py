@@ -10,13 +10,11 @@ from typing import Any
 
 from jobs.backbone import BackboneError, gguf_file, local_dir
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
-from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, LoraSpec
 from jobs.task_spec import TaskSpec
-from jobs.tasks import load_task
+from sweeper.task_facts import task_facts
 
 CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokenizer has 1
-SAMPLED = 32  # items of a generator, for the length of its examples
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,9 @@ def shape_of_config(config: dict[str, Any]) -> Shape | None:
     return Shape(layers * block + embeddings + hidden, hidden, layers, vocab, heads, keys, inner)
 
 
-@lru_cache(maxsize=64)
 def task_size(task: TaskSpec, characters: bool) -> tuple[int, float]:
-    """Training examples, and mean tokens of an example."""
+    """Training examples, and mean tokens of an example. Raises TaskError."""
     if task.expected is not None and (task.hub or task.parts or task.generator):
         return min(task.expected.examples, task.train_examples or task.expected.examples), float(task.expected.tokens)
-    if task.hub or any(part.hub for part in task.parts):
-        raise TaskError(f"task '{task.name}': nobody asks the hub for a plan; give it `expected`")
-    drawn = task
-    if task.generator is not None:  # item i is a function of i: a few of them tell the length
-        few = task.generator.model_copy(update={"size": min(SAMPLED, task.generator.size), "heldout_size": 1})
-        drawn = task.model_copy(update={"generator": few, "train_examples": None, "noise": 0.0, "benchmarks": ()})
-    examples = load_task(drawn).train
-    count = len(examples) if task.generator is None else min(task.generator.size, task.train_examples or 10**9)
-    some = examples[:512]
-    turns = sum(len(turn.content) for example in some for turn in example.messages)
-    chars = (turns + sum(len(example.prompt) + len(example.response) for example in some)) / len(some)
-    return count, chars / (1.0 if characters else CHARS_PER_TOKEN) + 1
+    facts = task_facts(task)
+    return facts.train, facts.characters / (1.0 if characters else CHARS_PER_TOKEN) + 1

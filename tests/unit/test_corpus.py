@@ -15,7 +15,7 @@ import jobs.corpus
 from jobs.backbone import BackboneError, load_tokenizer
 from jobs.chats import Turn
 from jobs.corpus import Reader, corpus, corpus_dir, corpus_for, tokeniser_digest
-from jobs.data import tokenise
+from jobs.data import Encoder, tokenise
 from jobs.files import fingerprint, locked
 from jobs.hf import import_transformers
 from jobs.leaks import leaks
@@ -25,11 +25,24 @@ from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
-from sweeper.run import check_inputs, prepare
+from sweeper.inputs import check_inputs, prepare
 
 from .test_backbone import gguf
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many examples each call of Encoder.encode has got."""
+    real: Any = Encoder.encode
+    calls: list[int] = []
+
+    def encode(self: Encoder, examples: list[Example]) -> Any:
+        calls.append(len(examples))
+        return real(self, examples)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    return calls
 
 
 def test_a_corpus_holds_what_tokenising_gives(tmp_path: Path) -> None:
@@ -100,13 +113,7 @@ def test_a_killed_tokenisation_goes_on_after_its_last_whole_part(
 
     with pytest.raises(KeyboardInterrupt):
         corpus(char_tokenizer(), TASK, tmp_path, killed)
-    real, tokenised = jobs.corpus.tokenise, []
-
-    def counted(tokenizer: object, examples: list[Example]) -> list[object]:
-        tokenised.append(len(examples))
-        return real(tokenizer, examples)  # type: ignore[arg-type,return-value]
-
-    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    tokenised = counted(monkeypatch)
     made = corpus(char_tokenizer(), TASK, tmp_path)
     assert tokenised == [100, 100, 40]  # two parts of five, and the held-out examples
     assert made.facts["runs"] == 2
@@ -147,13 +154,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for name in ("nll", "one-minus-p", "adaptive", "asft")
         for seed, execution in enumerate(({}, {"workers": 2}, {"packing": True}))
     ]
-    real, calls = jobs.corpus.tokenise, []
-
-    def counted(tokenizer: Any, examples: Any) -> Any:
-        calls.append(len(examples))
-        return real(tokenizer, examples)
-
-    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    calls = counted(monkeypatch)
     prepare(trials, tmp_path)
     records = []
     for trial in trials:

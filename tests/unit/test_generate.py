@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.answers import Answer, Reading
 from jobs.engine import ensure_process_group
-from jobs.evaluate import Answer, answering
+from jobs.evaluate import answering
 from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
 from jobs.spec import EvalSpec, TrialSpec
@@ -26,7 +27,8 @@ def answers(
     )  # fmt: skip
     ensure_process_group()
     tokenizer = char_tokenizer()
-    with answering(model, tokenizer, trial) as answer:
+    reading = Reading(tokenizer, (int(tokenizer.eos_token_id),))
+    with answering(model, reading, trial) as answer:
         return answer([tokenizer(prompt)["input_ids"] for prompt in PROMPTS], samples, temperature, seed)
 
 

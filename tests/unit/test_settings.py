@@ -25,8 +25,8 @@ ALLOWED = {  # heavy package -> the files that may import it
     "transformers": {
         f"jobs/{m}.py"
         for m in (
-            "hf", "backbone", "corpus", "course", "data", "evaluate", "forecast", "pretrain", "probe", "sharded",
-            "together", "train", "vllm_engine",
+            "hf", "answers", "backbone", "continuation", "corpus", "course", "data", "ending", "evaluate", "forecast",
+            "layout", "pretrain", "probe", "rendering", "sharded", "show", "together", "train", "vllm_engine",
         )
     },
 }  # fmt: skip
