@@ -8,6 +8,7 @@ import pytest
 from jobs.answers import Reading
 from jobs.backbone import BackboneError, check_backbone, load_ending, source_files
 from jobs.chats import Turn
+from jobs.corpus import corpus
 from jobs.data import Encoder
 from jobs.ending import ending_of
 from jobs.ending_files import ending_in_files
@@ -15,6 +16,7 @@ from jobs.files import fingerprint
 from jobs.hf import import_transformers
 from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
+from jobs.task_spec import TaskSpec
 from jobs.tasks import Example
 from sweeper.run import check_inputs, prepare
 from sweeper.tracking import _end_tags
@@ -287,3 +289,20 @@ def test_a_run_says_what_it_found_in_the_data(tmp_path: Path, capsys: pytest.Cap
     prepare([trial], tmp_path, check_inputs([trial], tmp_path))
     said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("note:")]
     assert said == ["note: d for m: 20 responses end with the end of an answer already, which is written once"]
+
+
+def test_a_corpus_tells_how_its_answers_are_read(tmp_path: Path) -> None:
+    """Labels that are special tokens, in training examples or only in a benchmark."""
+    tokenizer = byte_level("<yes>", "<no>", "<maybe>", "<junk>")
+    for name, labels in (("train", ("<yes>", "<no>")), ("asked", ("<maybe>",))):
+        rows = [{"prompt": f"{name} {i}", "response": labels[i % len(labels)]} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec.model_validate(
+        {"path": str(tmp_path / "train.jsonl"), "benchmarks": [{"path": str(tmp_path / "asked.jsonl")}]}
+    )
+    made = corpus(tokenizer, task, tmp_path)
+    reading = Reading.of(tokenizer, made.facts["answers"], ("\n",))
+    ids = tokenizer.get_vocab()
+    said = [ids["<junk>"], ids["<maybe>"], ids["<yes>"], *tokenizer("\n<no>")["input_ids"]]
+    assert reading.answer(said).text == "<maybe><yes>"
+    assert reading.strings == ("\n",)
