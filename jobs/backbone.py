@@ -107,7 +107,17 @@ def check_backbone(backbone: BackboneSpec, root: Path, max_length: int = 0) -> N
                 f"backbone '{backbone.name}': {backbone.hub} has no *.safetensors; other formats are not loaded: "
                 "convert it once and give its directory as path"
             )
-    load_ending(backbone, root)
+    _has_end(backbone, load_ending(backbone, root), config)
+
+
+def _has_end(backbone: BackboneSpec, ending: Ending, config: Any) -> None:
+    """Raises BackboneError where the model has no embedding for what its answers end with."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and max(ending.trained) >= rows:
+        raise BackboneError(
+            f"backbone '{backbone.name}': its answers end with {ending.text} ({ending.source}), which is token "
+            f"{max(ending.trained)}, and the model has {rows} embeddings; give eos a token that the model has"
+        )
 
 
 def has_chat_template(backbone: BackboneSpec, root: Path) -> bool:

@@ -103,6 +103,8 @@ class Encoder:
             self.kept |= self.special.intersection(body) - stops
             if not stops.isdisjoint(body):
                 self.notes[STOPPED] += 1
+            if prompt and prompt[-1] in (end[-1], self.tokenizer.eos_token_id):
+                self.notes[OVER] += 1
             rows.append(Encoded([*prompt, *whole], len(prompt), spans))
         self._read_back(examples, targets, layouts)
         return rows
@@ -171,6 +173,7 @@ class Encoder:
 # what is found in examples, each with how many it holds of
 ENDED = "{} responses end with the end of an answer already, which is written once"
 STOPPED = "{} responses hold the end of an answer in their middle, where generation stops"
+OVER = "{} prompts end with the end of an answer, behind which a model has nothing to say"
 BEGUN = "{} prompts begin with the token that the tokenizer begins them with, which is written once"
 GARBLED = "{} responses come back otherwise from the tokenizer, so that no answer can equal them"
 READ_BACK = 1024  # responses of a part that are decoded again

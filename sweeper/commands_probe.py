@@ -89,12 +89,13 @@ def probe(args: argparse.Namespace) -> int:
     if args.show is not None:
         return show(trial, root, args.show, args.json)
     row = measure(trial, root)
-    from jobs.corpus import corpus_for
     from jobs.probe import probe_dir, read_probe
+    from jobs.record import TrialFolder
 
     folder = probe_dir(trial, root)
     facts = read_probe(folder).facts() | row | {"backbone": trial.backbone.name, "task": trial.task.name}
-    facts["answers"] = corpus_for(trial.backbone.bare(), trial.task, root).facts["answers"]
+    result = TrialFolder(root / "trials" / trial.key).result() or {}
+    facts["answers"] = result.get("corpus", {}).get("answers")  # None in records of before
     picture = _draw(facts, args.out or folder)
     if args.json:
         print(json.dumps(facts | {"regime": regime(facts[CAPABILITY]), "picture": str(picture)}, indent=1))
@@ -154,8 +155,9 @@ def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
                 writer.write(row)
                 return True
 
-            train(trial, root, report)
-            folder.finish("finished", step=0, workers=1, train_s=0.0)
+            facts: dict[str, Any] = {}
+            train(trial, root, report, facts=facts)
+            folder.finish("finished", step=0, workers=1, train_s=0.0, **facts)
     return {name: value for row in folder.rows() for name, value in row.items() if name not in ("step", "time")}
 
 
@@ -212,10 +214,11 @@ def _print(facts: dict[str, Any], picture: Path) -> None:
     print(f"p > 0.55      {facts['trainset/known']:.1%} of tokens; the end of an answer {facts['trainset/eos_p']:.3f}")
     print(f"entropy       {facts['trainset/entropy']:.2f} nats")
     print(f"score         T=1 {facts[PRIMARY]:.3f}, greedy {facts['task/accuracy_greedy']:.3f}")
-    print(f"answers       {facts['answers']['sentence']}; {facts['task/truncated_rate']:.1%} do not end in time")
+    answers = facts["answers"] or {"sentence": "how they end is not recorded", "notes": []}
+    print(f"answers       {answers['sentence']}; {facts['task/truncated_rate']:.1%} do not end in time")
     if (warning := hardly_ends(facts["task/truncated_rate"])) is not None:
         print(f"warning       {warning}")
-    for note in facts["answers"]["notes"]:
+    for note in answers["notes"]:
         print(f"note          {note}")
     names = sorted((n for n in facts if n.startswith("trainset/p_q")), key=lambda n: int(n[12:]))
     print("quantiles     " + "  ".join(f"{int(n[12:])}%: {facts[n]:.4g}" for n in names))

@@ -8,14 +8,17 @@ import pytest
 from jobs.answers import Reading
 from jobs.backbone import BackboneError, check_backbone, load_ending, source_files
 from jobs.chats import Turn
+from jobs.corpus import corpus
 from jobs.data import Encoder
 from jobs.ending import ending_of
 from jobs.ending_files import ending_in_files
 from jobs.files import fingerprint
 from jobs.hf import import_transformers
 from jobs.sources import TaskError
-from jobs.spec import BackboneSpec, EvalSpec
+from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
+from jobs.task_spec import TaskSpec
 from jobs.tasks import Example
+from sweeper.run import check_inputs, prepare
 from sweeper.tracking import _end_tags
 from tests.chat_models import CHAT_MODELS, CHATML, byte_level, metaspace
 
@@ -250,3 +253,56 @@ def test_a_changed_template_file_changes_the_key(tmp_path: Path) -> None:
     template = tmp_path / "chat_template.jinja"
     template.write_text(template.read_text().replace("<end_of_turn>", "<eos>"))
     assert fingerprint(source_files(BackboneSpec(path=str(tmp_path)))) != before
+
+
+def test_an_end_that_the_model_has_no_embedding_for_is_refused(tmp_path: Path) -> None:
+    """As of a tokenizer with chat tokens that were added after the model was trained."""
+    backbone = saved(tmp_path, "gemma")
+    check_backbone(backbone, tmp_path)
+    hf, tokenizer = import_transformers(), CHAT_MODELS["gemma"].tokenizer()
+    end = tokenizer.get_vocab()["<end_of_turn>"]
+    hf.LlamaConfig(vocab_size=end).save_pretrained(tmp_path)
+    with pytest.raises(
+        BackboneError, match=rf"<end_of_turn> \(the chat template\), which is token {end}, and .* has {end}"
+    ):
+        check_backbone(backbone, tmp_path)
+
+
+def test_a_template_that_ends_prompts_like_answers_is_told() -> None:
+    tokenizer = CHAT_MODELS["phi"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{{ eos_token }}"
+    made = Encoder(tokenizer)
+    made.encode([Example("q", "a")])
+    assert list(made.notes) == ["{} prompts end with the end of an answer, behind which a model has nothing to say"]
+
+
+def test_a_run_says_what_it_found_in_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = saved(tmp_path / "m", "chatml")
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "response": f"a{i}<|im_end|>"}) + "\n" for i in range(20))
+    )
+    fields = {
+        "backbone": {"path": backbone.path, "name": "m"}, "task": {"path": str(tmp_path / "d.jsonl")}, "seed": 0,
+        "objective": None, "train": {"lr": 1e-3, "steps": 1}, "evaluation": {},
+    }  # fmt: skip
+    trial = TrialSpec.model_validate(fields)
+    prepare([trial], tmp_path, check_inputs([trial], tmp_path))
+    said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("note:")]
+    assert said == ["note: d for m: 20 responses end with the end of an answer already, which is written once"]
+
+
+def test_a_corpus_tells_how_its_answers_are_read(tmp_path: Path) -> None:
+    """Labels that are special tokens, in training examples or only in a benchmark."""
+    tokenizer = byte_level("<yes>", "<no>", "<maybe>", "<junk>")
+    for name, labels in (("train", ("<yes>", "<no>")), ("asked", ("<maybe>",))):
+        rows = [{"prompt": f"{name} {i}", "response": labels[i % len(labels)]} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec.model_validate(
+        {"path": str(tmp_path / "train.jsonl"), "benchmarks": [{"path": str(tmp_path / "asked.jsonl")}]}
+    )
+    made = corpus(tokenizer, task, tmp_path)
+    reading = Reading.of(tokenizer, made.facts["answers"], ("\n",))
+    ids = tokenizer.get_vocab()
+    said = [ids["<junk>"], ids["<maybe>"], ids["<yes>"], *tokenizer("\n<no>")["input_ids"]]
+    assert reading.answer(said).text == "<maybe><yes>"
+    assert reading.strings == ("\n",)
