@@ -17,7 +17,7 @@ from cluster.resources import Node, Shape, lanes_that_fit, total
 from jobs.backbone import check_backbone, convert_gguf, has_chat_template, positions_of
 from jobs.pretrain import pretrain
 from jobs.sources import NO_TEMPLATE, TaskError
-from jobs.spec import TrialSpec
+from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from sweeper import control
 from sweeper.fitting import fitting
@@ -95,10 +95,12 @@ def _has_chats(task: TaskSpec) -> bool:
 def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:
     """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
 
-    Raises TaskError where examples do not fit in a trial's max_length, or problems and their answers in the backbone's
-    positions; BackboneError for a GGUF that cannot be trained.
+    Raises TaskError where examples do not fit in a trial's max_length, problems and their answers in the backbone's
+    positions, or tokens in its embeddings; BackboneError for a GGUF that cannot be trained, and for weights that are
+    not those of the model.
     """
     from jobs.corpus import Reader, corpus_for
+    from jobs.weights_check import check_weights
 
     builtin: dict[str, set[int]] = {}
     for trial in trials:
@@ -111,10 +113,15 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
+    rows: dict[BackboneSpec, int | None] = {}
+    for backbone in dict.fromkeys(trial.backbone for trial in trials):
+        with bar(f"checking the weights of {backbone.name}", "tensor") as progress:
+            rows[backbone.bare()] = check_weights(backbone, root, progress)
     made, read = {}, read or Reader(root)
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
             made[backbone, task] = corpus_for(backbone, task, root, progress, read)
+        made[backbone, task].check_ids(backbone.name, rows[backbone])
     cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
     with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
         for backbone, task, max_length, overlong in cuts:
