@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jobs.backbone import faults, said
 from jobs.data import Batch, Encoded, collate
 from jobs.model import HeadError, Targets, gathered, head_of, hidden_states
 
@@ -38,12 +39,25 @@ def check_head(model: nn.Module, rows: Sequence[Encoded], pad: int) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            hidden, own = hidden_states(model, batch), own_logits(model, batch)
+            hidden, own = _both(model, batch)
             compare_logits(model, Targets.of(hidden, batch), Targets.of(own, batch).hidden)
             _refuse_looking_ahead(model, batch, hidden)
     finally:
         model.train(was_training)
     model._head_is_checked = True  # type: ignore[assignment]
+
+
+def _both(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states, and the logits of the model's own forward."""
+    try:
+        return hidden_states(model, batch), own_logits(model, batch)
+    except HeadError:
+        raise
+    except faults() as error:
+        raise HeadError(
+            f"{type(model).__name__}: its forward cannot be run on token ids alone ({said(error)}); "
+            "name a text-only decoder"
+        ) from error
 
 
 def own_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -57,6 +71,12 @@ def compare_logits(model: nn.Module, targets: Targets, own: Tensor) -> None:
     """own [N, V]: of the model's forward, before each target. Raises HeadError where they are not the head's."""
     head = head_of(model)
     with gathered(head.weight, head.bias):
+        if targets.hidden.shape[1] != head.weight.shape[1]:
+            raise HeadError(
+                f"{type(model).__name__}: its hidden states are {targets.hidden.shape[1]} wide and its head takes "
+                f"{head.weight.shape[1]}, so something stands between them that is not computed here; "
+                "name another architecture"
+            )
         mine = head.logits(targets.hidden)
     if (error := logit_error(mine, own, targets.hidden.dtype)) is not None:
         raise HeadError(

@@ -62,13 +62,19 @@ def head_of(backbone: nn.Module) -> Head:
 
 
 def hidden_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """What the head is applied to, [rows, tokens, d]."""
+    """What the head is applied to, [rows, tokens, d]. Raises HeadError where the model does not give it."""
     base: Any = backbone.base_model
+    if base is backbone:  # Llama 4 names its decoder otherwise than its class says
+        base = getattr(backbone, "model", backbone)
     if batch.position is None:
-        return base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    # transformers reads the borders of packed sequences off the positions, and only where it is given no mask
-    packed = base(input_ids=batch.ids, attention_mask=None, position_ids=batch.position, use_cache=False)
-    return packed.last_hidden_state
+        out = base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+    else:
+        # transformers reads the borders of packed sequences off the positions, and only where it is given no mask
+        out = base(input_ids=batch.ids, attention_mask=None, position_ids=batch.position, use_cache=False)
+    hidden: Tensor | None = getattr(out, "last_hidden_state", None)
+    if hidden is None:
+        raise HeadError(f"{type(backbone).__name__}: its decoder gives no hidden states; name another architecture")
+    return hidden
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,17 @@ def write_model(
     if state := ds.full_state_dict(engine):
         engine.module.backbone.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-        if backbone.lora is None:
-            precision = str(next(iter(state.values())).dtype).removeprefix("torch.")
-            restore_configs(folder, precision, *(source_file(backbone, root, name) for name in (CONFIG, GENERATION)))
+        precision = str(next(iter(state.values())).dtype).removeprefix("torch.")
+        config = source_file(backbone, root, CONFIG) if backbone.lora is None else None
+        restore_configs(folder, precision, config, source_file(backbone, root, GENERATION))
 
 
 def restore_configs(folder: Path, precision: str, config: Path | None, generation: Path | None) -> None:
     """Put the backbone's own files in the place of those that transformers has written into `folder`.
 
     precision: what the saved weights are in, e.g. float32; the one field that says so is brought in line with them
-    config, generation: the backbone's files; None where it has none, as of generation defaults
+    config, generation: the backbone's files; None where there is none: adapters have no config.json, and many models no
+    generation defaults
     """
     if config is not None:
         fields = json.loads(config.read_text(encoding="utf-8"))

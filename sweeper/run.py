@@ -67,8 +67,9 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
 
 
 def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
-    """Read every backbone's small files, and the rows of tasks that no earlier run has read, before anything starts.
+    """Read every backbone's files, and the rows of tasks that no earlier run has read, before anything starts.
 
+    Weights and rows are read once a storage.
     Returns what has read them, for `prepare`, so that nothing is read twice.
     Raises TaskError, BackboneError or SpecError.
     """
@@ -85,7 +86,17 @@ def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         if _has_chats(task) and not has_chat_template(backbone, root):
             raise TaskError(f"task '{task.name}', backbone '{backbone.name}': {NO_TEMPLATE}")
+    for backbone in dict.fromkeys(trial.backbone for trial in trials):
+        if backbone.gguf is None:  # which is unpacked first
+            _check_weights(backbone, root)
     return read
+
+
+def _check_weights(backbone: BackboneSpec, root: Path) -> int | None:
+    from jobs.weights_check import check_weights
+
+    with bar(f"checking the weights of {backbone.name}", "tensor") as progress:
+        return check_weights(backbone, root, progress)
 
 
 def _has_chats(task: TaskSpec) -> bool:
@@ -100,7 +111,6 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
     not those of the model.
     """
     from jobs.corpus import Reader, corpus_for
-    from jobs.weights_check import check_weights
 
     builtin: dict[str, set[int]] = {}
     for trial in trials:
@@ -115,8 +125,7 @@ def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> 
             pretrain(root, name, steps, progress)
     rows: dict[BackboneSpec, int | None] = {}
     for backbone in dict.fromkeys(trial.backbone for trial in trials):
-        with bar(f"checking the weights of {backbone.name}", "tensor") as progress:
-            rows[backbone.bare()] = check_weights(backbone, root, progress)
+        rows[backbone.bare()] = _check_weights(backbone, root)
     made, read = {}, read or Reader(root)
     for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
         with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
