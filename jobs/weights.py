@@ -21,6 +21,10 @@ class BackboneError(ValueError):
     """A backbone cannot be loaded, or is not the one that was named; the message says what to do."""
 
 
+class NotAtHand(BackboneError):
+    """Nothing is there under its name, on this machine; a plan can be made without it."""
+
+
 class Stored(NamedTuple):
     """A tensor in a file. dtype: as safetensors names it, e.g. F32, BF16, I64."""
 
@@ -38,7 +42,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
                 f"backbone '{name}': {folder} holds an adapter ({ADAPTER}) without its model; merge the adapter into "
                 "its model (peft: merge_and_unload, then save_pretrained) and name that directory"
             )
-        raise BackboneError(
+        raise (BackboneError if folder.is_dir() else NotAtHand)(
             f"backbone '{name}': {folder} is not a Hugging Face model directory (no config.json); "
             "relative paths start at --data-root"
         )
@@ -69,8 +73,8 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         return shards
     found = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".pth"))
     raise BackboneError(
-        f"backbone '{name}': no *.safetensors in {folder} under the names that are loaded ({WHOLE}, or shards with "
-        f"{INDEX}); found {named(found) or 'no weights'}; other formats and names are not loaded"
+        f"backbone '{name}': no *.safetensors in {folder}; other formats are not loaded (looked for {WHOLE}, or for "
+        f"shards with {INDEX}; found {named(found) or 'no weights'})"
     )
 
 

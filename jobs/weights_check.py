@@ -61,6 +61,16 @@ def check_weights(backbone: BackboneSpec, root: Path, told: Told = lambda done, 
     return int(mark.read_text())
 
 
+def check_names(backbone: BackboneSpec, root: Path) -> None:
+    """Compare names and shapes of a local backbone's tensors with its architecture, by headers. Raises BackboneError.
+
+    For loading with DeepSpeed, where transformers does not.
+    """
+    folder = local_dir(backbone, root)
+    if folder is not None:
+        fitted(backbone, root, stored_tensors(weight_files(folder, backbone.name), backbone.name), folder)
+
+
 def fitted(backbone: BackboneSpec, root: Path, stored: Mapping[str, Stored], source: object) -> PreTrainedModel:
     """The model without memory, all of whose tensors are stored. Raises BackboneError where they are not.
 

@@ -17,6 +17,7 @@ from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict, nearest
 from jobs.task_spec import Benchmark, TaskSpec
+from jobs.weights import NotAtHand
 from jobs.zero import check_shape
 from sweeper.memory_need import too_large
 from sweeper.spec import Override, SchedulerSpec, SpecError, SweepSpec, Where
@@ -50,7 +51,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
-    resolve = _Resolver(data_root, problems if require_files else notes)
+    resolve = _Resolver(data_root, problems if require_files else notes, problems)
     trials: dict[str, TrialSpec] = {}
     cells: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -106,7 +107,7 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
 def resolved(trial: TrialSpec, data_root: Path) -> TrialSpec:
     """One trial with its paths made absolute and its files hashed. Raises SpecError where they are missing."""
     problems: list[str] = []
-    resolve = _Resolver(data_root, problems)
+    resolve = _Resolver(data_root, problems, problems)
     found = trial.model_copy(update={"backbone": resolve.backbone(trial.backbone), "task": resolve.task(trial.task)})
     if problems:
         raise SpecError(trial.task.name, problems)
@@ -137,9 +138,10 @@ def _local(hub: str | None) -> str | None:
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 
-    def __init__(self, data_root: Path, report: list[str]) -> None:
+    def __init__(self, data_root: Path, report: list[str], broken: list[str]) -> None:
+        """report: gets what is not at hand; broken: what is at hand and cannot be used."""
         self.data_root = data_root
-        self.report = report
+        self.report, self.broken = report, broken
         self.moving: dict[str, None] = {}  # of the hub, by no revision
         self.seen: dict[tuple[Path, ...], str] = {}
 
@@ -186,7 +188,7 @@ class _Resolver:
         try:
             paths = tuple(files())
         except (BackboneError, TaskError) as error:
-            self.report.append(str(error))
+            (self.report if isinstance(error, NotAtHand | TaskError) else self.broken).append(str(error))
             return None
         if paths and paths not in self.seen:
             # names count inside a model directory; of two data files only the order does

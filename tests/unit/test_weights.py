@@ -1,4 +1,4 @@
-"""A backbone is the one that was named: directories whose files are not a model's weights are refused, tensor by tensor."""
+"""A backbone is the one that was named: files that are not a model's weights are refused, by tensor and file."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
 from jobs.spec import BackboneSpec
 from jobs.weights_check import check_weights
+from sweeper.cli import main
 
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 Tensors = dict[str, torch.Tensor]
@@ -137,8 +138,10 @@ MISSING = [
     (lambda t: t | {"v_head.summary.weight": torch.ones(1, 16)}, "not part of the model: v_head.summary.weight"),
     (lambda t: t | {"model.layers.2.mlp.up_proj.weight": torch.ones(32, 16)}, "model.layers.2.mlp.up_proj.weight"),
     (
-        lambda t: {(k if k != UP else UP.replace(".weight", ".base_layer.weight")): v for k, v in t.items()}
-        | {UP.replace(".weight", ".lora_A.default.weight"): torch.ones(4, 16)},
+        lambda t: (
+            {(k if k != UP else UP.replace(".weight", ".base_layer.weight")): v for k, v in t.items()}
+            | {UP.replace(".weight", ".lora_A.default.weight"): torch.ones(4, 16)}
+        ),
         "The model was saved with adapters in it: merge them",
     ),
     (
@@ -222,7 +225,7 @@ def test_a_shard_that_is_not_there_is_named_with_what_it_holds(tmp_path: Path) -
     said = refusal(folder, tmp_path)
     assert "lacks the shard model-00002-of-00002.safetensors, which holds model.embed_tokens.weight, " in said
     (folder / "model.safetensors.index.json").unlink()
-    assert "found model-00001-of-00002.safetensors; other formats and names" in refusal(folder, tmp_path)
+    assert "found model-00001-of-00002.safetensors)" in refusal(folder, tmp_path)
 
 
 @pytest.mark.parametrize("index", ["", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
@@ -282,9 +285,9 @@ def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
     folder = model(tmp_path / "it")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "no *.safetensors in" in refusal(folder, tmp_path)
-    assert "found pytorch_model.bin; other formats" in refusal(folder, tmp_path)
+    assert "found pytorch_model.bin)" in refusal(folder, tmp_path)
     (folder / "pytorch_model.bin").unlink()
-    assert "found no weights" in refusal(folder, tmp_path)
+    assert "found no weights)" in refusal(folder, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "mxfp4"])
@@ -356,3 +359,78 @@ def test_what_a_process_has_drawn_before_does_not_decide_the_weights(tmp_path: P
         torch.manual_seed(seed)
         assert torch.equal(torch.rand(3), after[-1])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def command(verb: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str = "addition") -> str:
+    """What `sweeper plan`, `run` or `probe` ends with: exit status 2 and one line, and nothing is recorded."""
+    file, storage = tmp_path / "small.yaml", tmp_path / "storage"
+    grid = {"backbone": [{"path": str(folder)}], "task": [{"builtin": task}], "objective": ["nll"]}
+    file.write_text(json.dumps({"name": "s", "grid": grid, "train": {"lr": 1e-3, "steps": 2, "max_length": 32}}))
+    what = ["probe", "--backbone", str(folder), "--task", task] if verb == "probe" else [verb, str(file)]
+    assert main([*what, "--storage", str(storage)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert not list(storage.glob("trials/*"))
+    *progress, line = said.err.splitlines()
+    assert all(": tensor " in other or ": example " in other for other in progress)
+    return line
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 8, 12])
+@pytest.mark.parametrize("verb", ["run", "probe"])
+def test_run_and_probe_refuse_weights_that_are_not_the_models(
+    number: int, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit, wanted = MISSING[number]
+    assert wanted in command(verb, edited(model(tmp_path / "it"), edit), tmp_path, capsys)
+
+
+def broken(folder: Path, name: str) -> None:
+    if name == "shard":
+        sharded(folder)
+        max(folder.glob("*.safetensors")).unlink()
+    elif name == "cut":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-8])
+    elif name == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif name == "config":
+        (folder / "config.json").write_text("{")
+    elif name == "quantised":
+        configured(folder, quantization_config={"quant_method": "fp8"})
+    else:
+        configured(folder, hidden_size=name)
+
+
+@pytest.mark.parametrize("name", ["shard", "cut", "adapter", "config", "quantised"])
+@pytest.mark.parametrize("verb", ["plan", "run", "probe"])
+def test_what_the_files_themselves_show_is_refused_by_plan_too(
+    name: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(model(tmp_path / "it"), name)
+    assert "backbone 'it'" in command(verb, tmp_path / "it", tmp_path, capsys)
+
+
+@pytest.mark.parametrize("value", ["wide", 0, -1, None, 1.5, [], {}, True])
+def test_no_field_of_config_json_ends_in_a_traceback(
+    value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for field in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "num_hidden_layers"):
+        folder = configured(model(tmp_path / field), **{field: value})
+        file = tmp_path / "small.yaml"
+        grid = {"backbone": [{"path": str(folder)}], "task": [{"builtin": "addition"}], "objective": ["nll"]}
+        file.write_text(json.dumps({"name": "s", "grid": grid, "train": {"lr": 1e-3, "steps": 2, "max_length": 32}}))
+        assert main(["plan", str(file), "--storage", str(tmp_path / "storage")]) in (0, 2)
+        if not (field == "num_key_value_heads" and value is None):  # as many as there are heads
+            refusal(folder, tmp_path)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("verb", ["probe"])
+def test_tokens_of_the_data_beyond_the_embeddings_are_refused(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer with more tokens than the model has rows: only data that use them are refused."""
+    said = command(verb, model(tmp_path / "it", vocab_size=14), tmp_path, capsys, task="cipher")
+    assert "task 'cipher': its tokens go up to the id " in said
+    assert "the embeddings of backbone 'it' have 14 rows; the tokenizer is another model's" in said
