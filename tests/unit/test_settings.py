@@ -25,8 +25,8 @@ ALLOWED = {  # heavy package -> the files that may import it
     "transformers": {
         f"jobs/{m}.py"
         for m in (
-            "hf", "backbone", "corpus", "course", "data", "evaluate", "forecast", "pretrain", "probe", "saving", "sharded",
-            "together", "train", "vllm_engine", "weights_check",
+            "hf", "backbone", "corpus", "course", "data", "evaluate", "forecast", "pretrain", "probe", "saving",
+            "sharded", "together", "train", "vllm_engine", "weights_check",
         )
     },
 }  # fmt: skip
