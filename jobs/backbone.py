@@ -250,7 +250,8 @@ def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
         if reason := misfit(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"]):
             raise BackboneError(f"backbone '{backbone.name}': {file}: {reason}")
         # a model read from GGUF carries its quantisation along and cannot be saved: copy it into a plain twin
-        plain = type(loaded)(type(loaded.config)(**loaded.config.to_dict()))
+        config = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
+        plain = type(loaded)(type(loaded.config)(**config))
         plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(folder)
         hf.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

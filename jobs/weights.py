@@ -109,6 +109,8 @@ def refused_by_config(config: Mapping[str, Any]) -> str | None:
     if not quantised:
         return None
     method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else str(quantised)
+    if method == "gguf":  # where the weights come from: they were dequantised when they were unpacked
+        return None
     return (
         f"the weights are quantised ({method}), and quantised weights are not trained; name the unquantised model, or "
         "dequantise this one and save it again"

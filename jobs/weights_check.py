@@ -80,6 +80,8 @@ def fitted(backbone: BackboneSpec, root: Path, stored: Mapping[str, Stored], sou
 
     hf = import_transformers()
     config = backbone_config(backbone, root)
+    if hasattr(config, "quantization_config"):  # of a GGUF that an earlier version has unpacked, into plain weights
+        del config.quantization_config
     tensors = {
         key: torch.empty(one.shape, dtype=getattr(torch, DTYPES.get(one.dtype, "int64")), device="meta")
         for key, one in stored.items()
