@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -434,3 +435,38 @@ def test_tokens_of_the_data_beyond_the_embeddings_are_refused(
     said = command(verb, model(tmp_path / "it", vocab_size=14), tmp_path, capsys, task="cipher")
     assert "task 'cipher': its tokens go up to the id " in said
     assert "the embeddings of backbone 'it' have 14 rows; the tokenizer is another model's" in said
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text().partition("## What a backbone's files say")[2]
+SHOWN = dict(re.findall(r"### ([^\n]+)\n+```text\n(.*?)\n```", PAGE, re.DOTALL))
+
+
+def nan(tensors: Tensors) -> Tensors:
+    tensors[UP][0, 0] = math.nan
+    return tensors
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "A tensor is missing": lambda folder: edited(folder, MISSING[0][0]),
+    "A wrapper's prefix": lambda folder: edited(folder, renamed("module.")),
+    "A reward model": lambda folder: edited(folder, MISSING[8][0]),
+    "A tensor of another shape": lambda folder: edited(folder, MISSING[12][0]),
+    "A shard that is not there": lambda folder: broken(folder, "shard"),
+    "A value that is no number": lambda folder: edited(folder, nan),
+    "An adapter beside the model": lambda folder: broken(folder, "adapter"),
+    "Quantised weights": lambda folder: broken(folder, "quantised"),
+    "A padding token beyond the embeddings": lambda folder: configured(folder, pad_token_id=30),
+}
+
+
+def test_the_page_of_errors_has_these_cases() -> None:
+    assert SHOWN.keys() == DAMAGE.keys()
+
+
+@pytest.mark.parametrize("title", DAMAGE)
+def test_what_the_page_of_errors_shows_of_backbones_is_what_is_said(title: str, tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    DAMAGE[title](folder)
+    with pytest.raises(BackboneError) as error:
+        checked(BackboneSpec(path=str(folder)), tmp_path)
+    assert str(error.value).replace(f"{tmp_path}/", "") == SHOWN[title]
