@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from jobs.backbone import BackboneError, check_backbone, faults, load_backbone, said, source_files
+from jobs.backbone import BackboneError, check_backbone, load_backbone, source_files
 from jobs.data import Encoded, tokenise
 from jobs.engine import ensure_process_group
 from jobs.evaluate import token_yardsticks
+from jobs.faults import faults, said
 from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
 from jobs.spec import BackboneSpec

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jobs.faults import faults, said
 from jobs.files import make_dir
-from jobs.hf import import_tokenizers, import_transformers
+from jobs.hf import import_tokenizers, import_transformers, same_draws
 from jobs.pretrain import builtin_dir
 from jobs.spec import BackboneSpec, Execution
 from jobs.weights import ADAPTER, NotAtHand, misfit, refused_by_config, stored_tensors, weight_files, with_adapter
@@ -216,23 +215,6 @@ def _reason(error: Exception, backbone: BackboneSpec) -> str:
     return hub_reason(error, "model", backbone.hub, backbone.revision, "a local directory as path")
 
 
-def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What transformers raises for a config.json or files that make no model, and `more`."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return (
-        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError,
-        StrictDataclassError, *more,
-    )  # fmt: skip
-
-
-def said(error: Exception) -> str:
-    """An exception in one line: the first sentence of its message, with its type where the message is a mere name."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else next(iter(lines), "")
-    return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
 def convert_gguf(backbone: BackboneSpec, root: Path) -> Path:
     """Dequantise a GGUF once into a model directory that every trial loads in a second. Raises BackboneError."""
 
@@ -295,16 +277,6 @@ def load_backbone(
     if execution is not None and execution.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
-
-
-@contextmanager
-def same_draws() -> Iterator[None]:
-    """For the block, the same random numbers each time; the generators are left as they were."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def add_adapters(model: PreTrainedModel, backbone: BackboneSpec) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from jobs.backbone import faults, said
 from jobs.data import Batch, Encoded, collate
+from jobs.faults import faults, said
 from jobs.model import HeadError, Targets, gathered, head_of, hidden_states
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def check_head(model: nn.Module, rows: Sequence[Encoded], pad: int) -> None:
 
     model: whole, or inside an engine that gathers its layers
     """
-    if getattr(model, "_head_is_checked", False):
+    if getattr(model, "_head_is_checked", False) or not rows:
         return
     device = next(model.parameters()).device
     batch = collate([Encoded(row.ids[:LENGTH], 0) for row in rows[:ROWS]], pad).to(device)

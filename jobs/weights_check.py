@@ -17,7 +17,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.backbone import add_adapters, backbone_config, faults, local_dir, said
+from jobs.backbone import add_adapters, backbone_config, local_dir
+from jobs.faults import faults, said
 from jobs.files import write_text
 from jobs.hf import import_transformers
 from jobs.spec import BackboneSpec
