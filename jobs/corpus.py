@@ -136,6 +136,20 @@ class Corpus:
                     f"backbone '{backbone}'; {lower}leave its longest problems out"
                 )
 
+    def check_ids(self, backbone: str, rows: int | None) -> None:
+        """Raises TaskError where a token has no row in the backbone's embeddings; rows: how many it has, if known."""
+        if rows is None:
+            return
+        prompts = [max(ids) for problems, _ in self.benchmarks().values() for ids in problems if ids]
+        kept = [np.memmap(self.folder / f"{kind}.ids", dtype=np.int32, mode="r") for kind in ("train", "heldout")]
+        largest = max([int(ids.max()) for ids in kept] + prompts)
+        if largest >= rows:
+            raise TaskError(
+                f"task '{self.facts['task']}': its tokens go up to the id {largest}, and the embeddings of backbone "
+                f"'{backbone}' have {rows} rows; the tokenizer is another model's, or has tokens added to it: name a "
+                "model that was saved with its tokenizer"
+            )
+
     def _lines(self, name: str) -> list[str]:
         return (self.folder / name).read_text(encoding="utf-8").split("\n")[:-1]
 

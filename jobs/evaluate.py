@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from jobs.answers import Answer, Reading
 from jobs.data import Encoded, collate
+from jobs.head_check import check_head
 from jobs.hf import import_transformers
 from jobs.model import Targets, hidden_states, statistics_of, target_entropy, target_statistics
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
@@ -77,7 +78,11 @@ class TargetRows:
 def target_rows(
     model: PreTrainedModel, rows: Sequence[Encoded], pad: int, ends: Collection[int], batch_size: int
 ) -> Iterator[TargetRows]:
-    """This rank's batches of `rows`. ends: ids that may end a response"""
+    """This rank's batches of `rows`. ends: ids that may end a response
+
+    Raises HeadError where the model's probabilities are not what is computed here.
+    """
+    check_head(model, rows, pad)
     with measuring(model):
         for number, index, weight in _my_batches(len(rows), batch_size):
             batch = collate([rows[i] for i in index], pad).to(model.device)
@@ -102,7 +107,11 @@ def _places(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 def token_yardsticks(
     model: PreTrainedModel, rows: Sequence[Encoded], pad: int, batch_size: int, prefix: str
 ) -> dict[str, float]:
-    """Over all target tokens of `rows`: mean -log p (nats), mean p (Eq. 5: token-weighted), token accuracy."""
+    """Over all target tokens of `rows`: mean -log p (nats), mean p (Eq. 5: token-weighted), token accuracy.
+
+    Raises HeadError where the model's probabilities are not what is computed here.
+    """
+    check_head(model, rows, pad)
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
     with measuring(model):
         for _, index, weight in _my_batches(len(rows), batch_size):

@@ -30,8 +30,9 @@ from jobs.data import Encoded, collate
 from jobs.model import ObjectiveModel, hidden_states
 from jobs.objectives import State
 from jobs.probe import Probe, probe
+from jobs.saving import write_model
 from jobs.spec import TrialSpec
-from jobs.train import bind, gate_at, prepared_for, seed_all, step, write_model
+from jobs.train import bind, gate_at, prepared_for, seed_all, step
 from jobs.zero import micro_batch_size
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def train_together(members: Sequence[Member], root: Path) -> None:
         share = (time.perf_counter() - began) / len(members)
         for member in members:
             member.clock.add(SETUP, share)
-        while going := [one for one in going if not _is_over(one, began)]:
+        while going := [one for one in going if not _is_over(one, began, root)]:
             group.advance(going)
 
 
@@ -106,14 +107,14 @@ class _Going:
     stopped: bool = False
 
 
-def _is_over(one: _Going, began: float) -> bool:
+def _is_over(one: _Going, began: float, root: Path) -> bool:
     """Give a member that has no step left, or may not go on, its end."""
     if one.course.left and not one.stopped:
         return False
     member, course = one.member, one.course
     member.clock.enter(SETUP)
     if member.model_dir is not None and not one.stopped:
-        write_model(course.engine, course.tokenizer, member.model_dir)
+        write_model(course.engine, course.tokenizer, member.trial.backbone, root, member.model_dir)
     member.facts.update(wall_s=time.perf_counter() - began)
     if course.diverged is not None:
         member.facts.update(diverged=course.diverged)

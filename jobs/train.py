@@ -33,13 +33,14 @@ from jobs.model import ObjectiveModel, needs_reference
 from jobs.objectives import State
 from jobs.packing import check_packing, in_one_row, pack
 from jobs.probe import Probe, probe
+from jobs.saving import write_model
 from jobs.sharded import load_reference, load_sharded, measurable
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.zero import micro_batch_size, shards_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @lru_cache(maxsize=4)
@@ -118,7 +119,7 @@ def train(
             facts.update(diverged=course.diverged)
         clock.enter(SETUP)
         if go_on and model_dir is not None:
-            write_model(engine, tokenizer, model_dir)
+            write_model(engine, tokenizer, trial.backbone, root, model_dir)
         return go_on
 
 
@@ -127,13 +128,6 @@ def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:
     measured = trial.objective is None or trial.objective.needs_probe
     precision = "fp32" if measured else trial.train.precision
     return load_backbone(trial.backbone, root, trial.execution, precision).to(ds.device())
-
-
-def write_model(engine: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """What was trained, as safetensors, by rank 0; a collective."""
-    if state := ds.full_state_dict(engine):
-        engine.module.backbone.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
 
 
 def seed_all(seed: int) -> None:

@@ -69,8 +69,9 @@ def check_inputs(trials: Sequence[TrialSpec], root: Path) -> Reader:
 
 
 def checked(trials: Sequence[TrialSpec], root: Path) -> tuple[Reader, Refused]:
-    """Read every backbone's small files, and the rows of tasks that no earlier run has read, before anything starts.
+    """Read every backbone's files, and the rows of tasks that no earlier run has read, before anything starts.
 
+    Weights and rows are read once a storage.
     Returns what has read them, for `prepared`, so that nothing is read twice, and the trials whose backbone refuses the
     task.
     Raises TaskError, BackboneError or SpecError.
@@ -85,6 +86,9 @@ def checked(trials: Sequence[TrialSpec], root: Path) -> tuple[Reader, Refused]:
         read.check(task)
     for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
         check_backbone(backbone, root, length)
+    for backbone in dict.fromkeys(trial.backbone for trial in trials):
+        if backbone.gguf is None:  # which is unpacked first
+            _check_weights(backbone, root)
     for (backbone, task), mine in pairs(trials).items():
         why = no_template(backbone, task, root)
         if why is None and kept_corpus(backbone, task, root) is None:
@@ -95,6 +99,14 @@ def checked(trials: Sequence[TrialSpec], root: Path) -> tuple[Reader, Refused]:
         if why is not None:
             refused.add(mine, why)
     return read, refused
+
+
+def _check_weights(backbone: BackboneSpec, root: Path) -> int | None:
+    """Rows of its embeddings, if they are known; see jobs.weights_check. Raises BackboneError."""
+    from jobs.weights_check import check_weights
+
+    with bar(f"checking the weights of {backbone.name}", "tensor") as progress:
+        return check_weights(backbone, root, progress)
 
 
 def pairs(trials: Sequence[TrialSpec]) -> dict[Pair, list[TrialSpec]]:
@@ -184,8 +196,8 @@ def prepared(trials: Sequence[TrialSpec], root: Path, read: Reader | None = None
     """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
 
     Returns the trials whose examples do not fit in their max_length, whose problems and answers do not fit in the
-    backbone's positions, or whose chats the backbone's template refuses.
-    Raises BackboneError for a GGUF that cannot be trained.
+    backbone's positions, whose tokens do not fit in its embeddings, or whose chats its template refuses.
+    Raises BackboneError for a GGUF that cannot be trained, and for weights that are not those of the model.
     """
     from jobs.corpus import Reader, corpus_for
 
@@ -200,11 +212,15 @@ def prepared(trials: Sequence[TrialSpec], root: Path, read: Reader | None = None
     for name, steps in builtin.items():
         with bar(f"pre-training {name}", "step") as progress:
             pretrain(root, name, steps, progress)
+    rows: dict[BackboneSpec, int | None] = {}
+    for backbone in dict.fromkeys(trial.backbone for trial in trials):
+        rows[backbone.bare()] = _check_weights(backbone, root)
     refused, read = Refused(), read or Reader(root)
     for (backbone, task), mine in pairs(trials).items():
         try:
             with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
                 made = corpus_for(backbone, task, root, progress, read)
+            made.check_ids(backbone.name, rows[backbone])
         except TaskError as error:
             refused.add(mine, str(error))
             continue

@@ -19,6 +19,7 @@ from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpe
 from jobs.strict import Strict, nearest
 from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import Benchmark, TaskSpec
+from jobs.weights import NotAtHand as BackboneNotAtHand
 from jobs.zero import check_shape
 from sweeper.memory_need import too_large
 from sweeper.spec import Override, SchedulerSpec, SpecError, SweepSpec, Where
@@ -217,7 +218,7 @@ class _Resolver:
         try:
             paths = tuple(files())
         except BackboneError as error:
-            self.missing.append(str(error))
+            (self.missing if isinstance(error, BackboneNotAtHand) else self.problems).append(str(error))
             return None
         if paths and paths not in self.seen:
             self.seen[paths] = fingerprint(paths, sampled=weights)

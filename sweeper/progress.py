@@ -11,6 +11,8 @@ from typing import Any
 
 from sweeper.plan import Plan
 
+WORTH_A_LINE_S = 2.0  # what takes less is over before anybody wonders
+
 
 class Progress:
     """Counts ends. `done`: trials that were over before this run."""
@@ -80,9 +82,11 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             yield update
         return
     last = [time.monotonic()]
+    began = last[0]
 
     def line(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > 10 or (done == total and total):
+        ended = done == total and total and time.monotonic() - began > WORTH_A_LINE_S
+        if time.monotonic() - last[0] > 10 or ended:
             last[0] = time.monotonic()
             print(f"{title}: {unit} {done} of {total}", file=sys.stderr, flush=True)
 

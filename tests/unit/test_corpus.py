@@ -58,6 +58,14 @@ def test_a_corpus_holds_what_tokenising_gives(tmp_path: Path) -> None:
     assert made.facts["train"]["examples"] == 500
 
 
+def weights(folder: Path, kind: str, **fields: Any) -> None:
+    """A tiny model's, with its config.json."""
+    hf = import_transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": len(char_tokenizer())}
+    sizes |= {"intermediate_size": 8, "num_attention_heads": 1} if kind == "llama" else {"state_size": 2}
+    hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(kind, **sizes, **fields)).save_pretrained(folder)
+
+
 def test_it_is_made_once_and_found_again_whatever_a_trials_max_length(tmp_path: Path) -> None:
     first = corpus(char_tokenizer(), TASK, tmp_path)
     again = corpus(char_tokenizer(), TASK.model_copy(update={"name": "other"}), tmp_path)
@@ -144,7 +152,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The driver, then each trial as in a process of its own; what they say in their records is one corpus."""
     backbone = tmp_path / "model"
     char_tokenizer().save_pretrained(backbone)
-    import_transformers().LlamaConfig().save_pretrained(backbone)
+    weights(backbone, "llama")
     fields = {
         "backbone": {"path": str(backbone), "fingerprint": "f"}, "task": TASK.model_dump(), "evaluation": {},
         "train": {"lr": 1e-3, "steps": 10},
@@ -187,7 +195,7 @@ def test_a_task_is_read_once_and_not_again_by_a_run_that_finds_its_corpus(
             tokenizer = char_tokenizer()
             tokenizer.chat_template = "{{ messages[0].content }}" + "=" * len(name)
             tokenizer.save_pretrained(tmp_path / name)
-            import_transformers().LlamaConfig().save_pretrained(tmp_path / name)
+            weights(tmp_path / name, "llama")
         fields = {"evaluation": {}, "train": {"lr": 1e-3, "steps": 10}, "seed": 0, "objective": {"name": "nll"}}
         return [
             TrialSpec.model_validate(fields | {"backbone": {"path": str(tmp_path / name)}, "task": TASK.model_dump()})
@@ -253,9 +261,10 @@ def asking(tmp_path: Path, positions: int | None, **evaluation: int) -> list[Tri
     """A trial with a benchmark of 7 tokens on a backbone of so many positions, which a word costs a token each."""
     folder = tmp_path / f"model-{positions}"
     char_tokenizer().save_pretrained(folder)
-    hf = import_transformers()
-    config = hf.MambaConfig() if positions is None else hf.LlamaConfig(max_position_embeddings=positions)
-    config.save_pretrained(folder)
+    if positions is None:
+        weights(folder, "mamba")
+    else:
+        weights(folder, "llama", max_position_embeddings=positions)
     (tmp_path / "b.jsonl").write_text('{"prompt": "1+2=", "response": "3"}\n{"prompt": "12+345=", "response": "357"}\n')
     fields = {"train": {"lr": 1e-3, "steps": 10, "max_length": 16}, "seed": 0, "objective": {"name": "nll"}}
     task = TASK.model_dump() | {"benchmarks": [{"name": "sums", "path": str(tmp_path / "b.jsonl")}]}

@@ -18,7 +18,7 @@ from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, EvalSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example
-from sweeper.run import check_inputs, prepare
+from sweeper.inputs import check_inputs, prepare
 from sweeper.tracking import _end_tags
 from tests.chat_models import CHAT_MODELS, CHATML, byte_level, metaspace
 
@@ -245,10 +245,18 @@ def test_mlflow_has_a_warning_where_answers_hardly_end() -> None:
     assert _end_tags({}, []) == {}
 
 
+def with_weights(folder: Path) -> None:
+    """Of a tiny model with the embeddings that its tokenizer needs."""
+    hf = import_transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 1}
+    rows = len(hf.AutoTokenizer.from_pretrained(folder))
+    hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(vocab_size=rows, **sizes)).save_pretrained(folder)
+
+
 def test_a_changed_template_file_changes_the_key(tmp_path: Path) -> None:
     """transformers keeps the template in a file of its own."""
     saved(tmp_path, "gemma")
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    with_weights(tmp_path)
     before = fingerprint(source_files(BackboneSpec(path=str(tmp_path))))
     template = tmp_path / "chat_template.jinja"
     template.write_text(template.read_text().replace("<end_of_turn>", "<eos>"))
@@ -278,6 +286,7 @@ def test_a_template_that_ends_prompts_like_answers_is_told() -> None:
 
 def test_a_run_says_what_it_found_in_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = saved(tmp_path / "m", "chatml")
+    with_weights(tmp_path / "m")
     (tmp_path / "d.jsonl").write_text(
         "".join(json.dumps({"prompt": f"q{i}", "response": f"a{i}<|im_end|>"}) + "\n" for i in range(20))
     )

@@ -26,7 +26,8 @@ ALLOWED = {  # heavy package -> the files that may import it
         f"jobs/{m}.py"
         for m in (
             "hf", "answers", "backbone", "continuation", "corpus", "course", "data", "ending", "evaluate", "forecast",
-            "layout", "pretrain", "probe", "rendering", "sharded", "show", "together", "train", "vllm_engine",
+            "layout", "pretrain", "probe", "rendering", "saving", "sharded", "show", "together", "train",
+            "vllm_engine", "weights_check",
         )
     },
 }  # fmt: skip
