@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from jobs.answers import Reading
 from jobs.backbone import BackboneError, convert_gguf, gguf_file, load_backbone, load_tokenizer
 from jobs.engine import device, ensure_process_group
 from jobs.evaluate import generate, measuring
@@ -67,6 +68,7 @@ def main() -> None:
     model.to(on)
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(args.prompts)]
     prompts = [tokenizer(question.lower())["input_ids"] for question in questions]
+    reading = Reading(tokenizer, (int(tokenizer.eos_token_id),))
     took: dict[str, dict[str, list[float]]] = {c: {"greedy": [], "sampled": []} for c in ("dynamic", "static")}
     texts: dict[str, list[str]] = {}
     with measuring(model):
@@ -75,7 +77,7 @@ def main() -> None:
                 for kind, samples in (("greedy", 0), ("sampled", args.samples)):
                     torch.manual_seed(0)
                     since = seconds(on)
-                    answers = generate(model, tokenizer, prompts, args.max_new_tokens, samples, 1.0, cache)
+                    answers = generate(model, reading, prompts, args.max_new_tokens, samples, 1.0, cache)
                     if on.type != "cuda" or number > 0:
                         kinds[kind].append(seconds(on) - since)
                     if kind == "greedy":

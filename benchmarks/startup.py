@@ -175,8 +175,8 @@ def main() -> None:
 
 
 def measure(folder: Path, trials: int, more: int, others: int) -> dict[str, Any]:
+    from sweeper.inputs import prepare
     from sweeper.plan import make_plan
-    from sweeper.run import prepare
     from sweeper.spec import parse_sweep
 
     root = folder / "prepared"

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def prepared(spec: Path, settings: list[str], storage: Path) -> None:
     """Do beforehand what a sweep does once a storage, however many trials it has."""
+    from sweeper.inputs import prepare
     from sweeper.plan import make_plan
-    from sweeper.run import prepare
     from sweeper.spec import load_sweep
 
     prepare(list(make_plan(load_sweep(spec, sets=settings), ROOT).trials), storage)

@@ -13,7 +13,7 @@ class Turn:
     """One message of a chat.
 
     content: its text; empty where the turn has none of its own (it only calls tools)
-    more:    JSON of what else the template may read ({"tool_calls": [...]}), keys sorted; empty for nothing
+    more:    JSON of what else the template may read ({"tool_calls": [...]}), keys as the data order them; empty: none
     """
 
     role: str
@@ -22,7 +22,11 @@ class Turn:
 
     @classmethod
     def of(cls, role: str, content: str, more: Mapping[str, Any] | None = None) -> Turn:
-        return cls(role, content, json.dumps(more, sort_keys=True) if more else "")
+        return cls(role, content, json.dumps(more) if more else "")
+
+    @property
+    def calls_tools(self) -> bool:
+        return bool(self.more) and bool(json.loads(self.more).get("tool_calls"))
 
     def message(self) -> dict[str, Any]:
         """As `apply_chat_template` takes it."""

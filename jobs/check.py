@@ -3,6 +3,9 @@
 A patched model, a wrapper or a fused kernel in the way may change a loss without a word. So each worker takes the
 first examples of the training set, lets the model compute its own logits through its public forward, applies the
 plain float64 formula to them, and compares loss and gradient on the head's input with what training would use.
+
+Loss and gradient alone can agree on wrong logits: one-minus-p is 1 with a gradient of 0 wherever p is about 0. So the
+logits themselves are compared, too, and the log-odds of the targets, which keep their digits at both ends.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from jobs.capability import Capability
 from jobs.data import Encoded, collate
 from jobs.fused import Context, linear_objective
+from jobs.head_check import LOGITS, check_head, logit_error, own_logits
 from jobs.model import ObjectiveModel, Targets, gathered, head_of, hidden_states
 from jobs.objectives import State
 from jobs.plugins import objective_named, version_of
@@ -42,6 +46,7 @@ def check_objective(engine: Any, rows: Sequence[Encoded], pad: int, capability: 
 
     The record: loss and reference (sums over the tokens compared, nats for NLL), gradient_error (relative),
     digest (of the objective's canonical spec, its function's source and the tokens compared).
+    Raises HeadError, too, where the model looks ahead.
     """
     model: ObjectiveModel = engine.module
     batch = collate(rows[:ROWS], pad).to(engine.device)
@@ -52,14 +57,13 @@ def check_objective(engine: Any, rows: Sequence[Encoded], pad: int, capability: 
         got, want = _trained(model, batch, state), _plain(model, batch, state)
     finally:
         model.train(was_training)
-    wrong = _differ(got, want)
-    if wrong * 10 > len(want.value):
+    if reason := _difference(got, want):
         raise ObjectiveMismatch(
             f"{model.objective.spec.label}: training would minimise {float(got.value.sum()):.6g} on the check's tokens "
-            f"where the plain formula on the model's own logits says {float(want.value.sum()):.6g}; value or gradient "
-            f"differ on {wrong} of {len(want.value)} tokens. Something between the model "
-            f"({type(model.backbone).__name__}) and its head changes logits or loss"
+            f"where the plain formula on the model's own logits says {float(want.value.sum()):.6g}; {reason}. "
+            f"Something between the model ({type(model.backbone).__name__}) and its head changes logits or loss"
         )
+    check_head(model.backbone, rows, pad)
     return {
         "loss": float(got.value.sum()),
         "reference": float(want.value.sum()),
@@ -70,15 +74,38 @@ def check_objective(engine: Any, rows: Sequence[Encoded], pad: int, capability: 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Per token, float64: value [N], gradient on the head's input [N, d].
+    """Per token: value and log-odds of the target [N], gradient on the head's input [N, d], in float64; logits [N, V].
 
-    dtype: what it was computed in; unit: the size of a gradient whose pull is 1, the longest row of the head
+    frozen: the reference's logits [N, V], where the objective reads it; dtype: what it was computed in
+    unit: the size of a gradient whose pull is 1, the longest row of the head
     """
 
     value: Tensor
     gradient: Tensor
+    log_odds: Tensor
+    logits: Tensor
+    frozen: Tensor | None
     dtype: torch.dtype
     unit: float
+
+
+def _difference(got: _Seen, want: _Seen) -> str | None:
+    """What disagrees, in words; None where all agrees but for rounding."""
+    for whose, mine, own in (("", got.logits, want.logits), ("of the frozen reference, ", got.frozen, want.frozen)):
+        if mine is not None and own is not None and (error := logit_error(mine, own, got.dtype)):
+            return f"{whose}{error}"
+    tokens = len(want.value)
+    if (wrong := _odds_differ(got, want)) * 10 > tokens:
+        return f"the log-odds of the target differ on {wrong} of {tokens} tokens"
+    if (wrong := _differ(got, want)) * 10 > tokens:
+        return f"value or gradient differ on {wrong} of {tokens} tokens"
+    return None
+
+
+def _odds_differ(got: _Seen, want: _Seen) -> int:
+    """On how many tokens. The target's logit and the sum over the others are rounded both: twice the tolerance."""
+    size = want.logits.double().abs().amax(1)
+    return int((~((got.log_odds - want.log_odds).abs() <= 2 * LOGITS[got.dtype] * size + FLOOR[got.dtype])).sum())
 
 
 def _differ(got: _Seen, want: _Seen) -> int:
@@ -104,7 +131,11 @@ def _trained(model: ObjectiveModel, batch: Any, state: State | None) -> _Seen:
         loss = linear_objective(hidden, head, targets.ids[:MAX_TOKENS], model.objective, context)
         (gradient,) = torch.autograd.grad(loss.total, hidden)
         unit = float(head.weight.detach().float().norm(dim=1).max())
-    return _Seen(loss.value.double(), gradient.double(), hidden.dtype, unit)
+        with torch.no_grad():
+            logits = head.logits(hidden)
+            of_frozen = None if frozen is None else frozen[1].logits(frozen[0])
+    odds = loss.log_odds.double()
+    return _Seen(loss.value.double(), gradient.double(), odds, logits, of_frozen, hidden.dtype, unit)
 
 
 def _plain(model: ObjectiveModel, batch: Any, state: State | None) -> _Seen:
@@ -121,8 +152,8 @@ def _plain(model: ObjectiveModel, batch: Any, state: State | None) -> _Seen:
     hook = model.backbone.get_output_embeddings().register_forward_pre_hook(keep)  # type: ignore[operator]
     try:
         with torch.no_grad():
-            targets = Targets.of(_logits(model.backbone, batch), batch)
-            frozen = None if model.reference is None else _logits(model.reference, batch)
+            targets = Targets.of(own_logits(model.backbone, batch), batch)
+            frozen = None if model.reference is None else own_logits(model.reference, batch)
     finally:
         hook.remove()
     if not seen:
@@ -139,11 +170,7 @@ def _plain(model: ObjectiveModel, batch: Any, state: State | None) -> _Seen:
     with gathered(head.weight, head.bias):
         again = objective_of_logits(logits_of(hidden, head), ids, objective, context, reference).total
         (gradient,) = torch.autograd.grad(again, hidden)
-    return _Seen(loss.value, gradient, hidden.dtype, 0.0)
-
-
-def _logits(backbone: nn.Module, batch: Any) -> Tensor:
-    return backbone(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    return _Seen(loss.value, gradient, loss.log_odds, targets.hidden[first], reference, hidden.dtype, 0.0)
 
 
 def _digest(model: ObjectiveModel, ids: Tensor) -> str:

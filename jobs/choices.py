@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from jobs.answers import MOST_QUESTIONS, next_questions
+from jobs.answer_text import MOST_QUESTIONS, next_questions
 
 # emphasis, quotation marks (not the apostrophe in a word), LaTeX and brackets around a letter
 _NOISE = re.compile(r"[*_`\"“”$(\[{（【「『《]|(?<!\w)['’]|['’](?!\w)|\\(?:text|mathbf|mathrm|textbf|bf|rm)\b")

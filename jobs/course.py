@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from jobs import engine as ds
+from jobs.answers import Reading
 from jobs.capability import Capability
 from jobs.checkpoint_writer import Parts
 from jobs.clock import EVALUATE, TRAIN, Clock
@@ -45,6 +46,12 @@ class Prepared:
     heldout: Rows
     problems: dict[str, tuple[list[list[int]], list[Example]]]
     facts: dict[str, Any]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that may end a response."""
+        answers = self.facts["answers"]
+        return frozenset([*answers["stops"], answers["trained"][-1]])
 
 
 @dataclass(frozen=True)
@@ -170,20 +177,23 @@ def yardsticks(
     Where the held-out NLL is not finite nothing is answered: there is no distribution to draw from.
     """
     evaluation, pad = trial.evaluation, int(tokenizer.pad_token_id)
+    reading = Reading.of(tokenizer, prepared.facts["answers"], evaluation.stop)
     heldout = prepared.heldout if few is None else prepared.heldout[:few]
     row = token_yardsticks(model, heldout, pad, trial.evaluated_at_once, "heldout")
     if not_finite(row):
         return row
     answered = {}
-    with answering(model, tokenizer, trial) as answer:
+    with answering(model, reading, trial) as answer:
         for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items()):
-            answered[name] = answer_problems(answer, prompts[:few], examples[:few], evaluation, 1.0, stream)
+            answered[name] = answer_problems(answer, prompts[:few], examples[:few], evaluation, reading, 1.0, stream)
             if keep is not None:
                 keep(name, answered[name])
         row |= task_yardsticks(answered)
         for number, temperature in enumerate(evaluation.base_temperatures if trial.objective is None else (), 1):
             sharp = {
-                name: answer_problems(answer, prompts, examples, evaluation, temperature, 1000 * number + stream)
+                name: answer_problems(
+                    answer, prompts, examples, evaluation, reading, temperature, 1000 * number + stream
+                )
                 for stream, (name, (prompts, examples)) in enumerate(prepared.problems.items())
             }
             row[f"task/accuracy_at_t{temperature:g}"] = task_yardsticks(sharp)["task/accuracy_sampled"]
@@ -192,7 +202,8 @@ def yardsticks(
         for kind, rows in (("train", prepared.train), ("heldout", prepared.heldout))
         for what in ("cut", "dropped")
     }
-    return row | cut | {"data/train_noisy": prepared.facts["noisy"]}
+    invalid = prepared.facts.get("invalid", {"rows": 0})["rows"]
+    return row | cut | {"data/train_noisy": prepared.facts["noisy"], "data/invalid": invalid}
 
 
 class _Window:

@@ -6,16 +6,18 @@ r, r + world, ... All ranks run equally many (some twice, counted once), which Z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from jobs.answers import Answer, Reading
 from jobs.data import Encoded, collate
+from jobs.head_check import check_head
 from jobs.hf import import_transformers
 from jobs.model import Targets, hidden_states, statistics_of, target_entropy, target_statistics
 from jobs.sampling_statistics import bootstrap_interval, pass_at_k
@@ -25,7 +27,7 @@ from jobs.tasks import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 def _my_batches(num_rows: int, size: int) -> Iterator[tuple[int, range, float]]:
@@ -61,8 +63,8 @@ def measuring(model: PreTrainedModel) -> Iterator[None]:
 class TargetRows:
     """A batch's target tokens, on the CPU, [N] each.
 
-    log_odds of the target; entropy before it, nats; the row of the batch that it stands in; its place in the response,
-    from 0; whether it is the EOS
+    log_odds of the target; entropy before it, nats; the row of the batch that it stands in; its place in its response,
+    from 0; whether it is the end of one
     """
 
     number: int
@@ -74,25 +76,42 @@ class TargetRows:
 
 
 def target_rows(
-    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, eos: int, batch_size: int
+    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, ends: Collection[int], batch_size: int
 ) -> Iterator[TargetRows]:
-    """This rank's batches of `rows`."""
+    """This rank's batches of `rows`. ends: ids that may end a response
+
+    Raises HeadError where the model's probabilities are not what is computed here.
+    """
+    check_head(model, rows, pad)
     with measuring(model):
         for number, index, weight in _my_batches(len(rows), batch_size):
             batch = collate([rows[i] for i in index], pad).to(model.device)
             targets = Targets.of(hidden_states(model, batch), batch)
             odds, entropy = statistics_of(model, targets).log_odds, target_entropy(model, targets)
             if weight:
-                row = targets.row.cpu()
-                starts = torch.searchsorted(row, row)  # rows come in order
-                position = torch.arange(len(row)) - starts
-                yield TargetRows(number, odds.cpu(), entropy.cpu(), row, position, (targets.ids == eos).cpu())
+                row, ids = targets.row.cpu(), targets.ids.cpu()
+                position, last = _places([rows[i] for i in index])
+                end = last & torch.isin(ids, torch.tensor(sorted(ends)))
+                yield TargetRows(number, odds.cpu(), entropy.cpu(), row, position, end)
+
+
+def _places(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Of the rows' target tokens, [N] each: their place in their response, from 0; whether they are its last."""
+    sizes = [end - start for row in rows for start, end in row.spans]
+    position = torch.cat([torch.arange(size) for size in sizes])
+    last = torch.zeros(len(position), dtype=torch.bool)
+    last[torch.tensor(sizes).cumsum(0) - 1] = True
+    return position, last
 
 
 def token_yardsticks(
     model: PreTrainedModel, rows: Sequence[Encoded], pad: int, batch_size: int, prefix: str
 ) -> dict[str, float]:
-    """Over all target tokens of `rows`: mean -log p (nats), mean p (Eq. 5: token-weighted), token accuracy."""
+    """Over all target tokens of `rows`: mean -log p (nats), mean p (Eq. 5: token-weighted), token accuracy.
+
+    Raises HeadError where the model's probabilities are not what is computed here.
+    """
+    check_head(model, rows, pad)
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
     with measuring(model):
         for _, index, weight in _my_batches(len(rows), batch_size):
@@ -114,21 +133,12 @@ class Problem:
     number: int
     texts: list[str]
     scores: list[Score]
-    tokens: list[int]  # of each answer, EOS not counted
-    ended: list[bool]  # by EOS, not by max_new_tokens
+    tokens: list[int]  # of each answer, its end not counted
+    ended: list[bool]  # by itself, not by max_new_tokens
 
     @property
     def sampled(self) -> list[float]:
         return [score.value for score in self.scores[1:]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """tokens: its length, EOS not counted; ended: by EOS, not by the limit."""
-
-    text: str
-    tokens: int
-    ended: bool
 
 
 # prompts' ids, answers a prompt (0: one greedy), temperature, seed -> the answers in prompt order
@@ -136,7 +146,7 @@ Answerer = Callable[[Sequence[Sequence[int]], int, float, int], list[Answer]]
 
 
 @contextmanager
-def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial: TrialSpec) -> Iterator[Answerer]:
+def answering(model: PreTrainedModel, reading: Reading, trial: TrialSpec) -> Iterator[Answerer]:
     """What answers prompts with the model as it is now: transformers, or vLLM where evaluation.engine says so.
 
     Where a worker has fewer prompts in memory at once, each part of a batch draws what it draws in the whole batch.
@@ -145,7 +155,7 @@ def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial:
     if trial.evaluation.engine == "vllm":
         from jobs.vllm_engine import vllm_answerer
 
-        yield vllm_answerer(model, tokenizer, trial)
+        yield vllm_answerer(model, reading, trial)
         return
 
     size, cache = trial.evaluated_at_once, trial.execution.cache
@@ -155,7 +165,7 @@ def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial:
     def answer(prompts: Sequence[Sequence[int]], samples: int, temperature: float, seed: int) -> list[Answer]:
         if len(starts) == 1:
             torch.manual_seed(seed)
-            return generate(model, tokenizer, prompts, longest, samples, temperature, cache)
+            return generate(model, reading, prompts, longest, samples, temperature, cache)
         said: list[Answer] = []
         for start in starts if dist.get_world_size() > 1 else starts[: -(-len(prompts) // size)]:
             part = prompts[start : start + size]
@@ -163,7 +173,7 @@ def answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial:
             drawn = WholeBatchDraws(len(prompts) * samples, rows, temperature) if part and samples else None
             each = [prompt for prompt in part or prompts[:1] for _ in range(max(samples, 1))]
             torch.manual_seed(seed)
-            found = generate(model, tokenizer, each, longest, 0, temperature, cache, drawn)
+            found = generate(model, reading, each, longest, 0, temperature, cache, drawn)
             said += found if part else []
         return said
 
@@ -176,6 +186,7 @@ def answer_problems(
     prompts: Sequence[Sequence[int]],
     examples: Sequence[Example],
     evaluation: EvalSpec,
+    reading: Reading,
     temperature: float = 1.0,
     stream: int = 0,
 ) -> list[Problem]:
@@ -190,7 +201,7 @@ def answer_problems(
         greedy, sampled = answer(batch, 0, temperature, seed), answer(batch, k, temperature, seed)
         if weight:
             mine += [
-                _scored(i, examples[i], [greedy[place], *sampled[place * k : (place + 1) * k]])
+                _scored(i, examples[i], reading, [greedy[place], *sampled[place * k : (place + 1) * k]])
                 for place, i in enumerate(index)
             ]
     every: list[list[Problem] | None] = [None] * dist.get_world_size()
@@ -198,9 +209,9 @@ def answer_problems(
     return sorted((p for part in every for p in part or ()), key=lambda p: p.number)
 
 
-def _scored(number: int, example: Example, answers: Sequence[Answer]) -> Problem:
-    texts = [answer.text for answer in answers]
-    scores = [score(example.score, text, example.wanted, example.entry) for text in texts]
+def _scored(number: int, example: Example, reading: Reading, answers: Sequence[Answer]) -> Problem:
+    texts, wanted = [answer.text for answer in answers], reading.content(example.wanted)
+    scores = [score(example.score, reading.content(text), wanted, example.entry) for text in texts]
     return Problem(number, texts, scores, [a.tokens for a in answers], [a.ended for a in answers])
 
 
@@ -263,9 +274,24 @@ class WholeBatchDraws:
         return p / q[self.rows.start : self.rows.stop]
 
 
+class StopAtText:
+    """A stopping criterion: rows whose text holds one of the texts that end an answer. width: tokens of the prompts."""
+
+    def __init__(self, reading: Reading, width: int) -> None:
+        self.reading, self.width = reading, width
+        # a character may take four tokens (bytes); what was looked at before need not be looked at again
+        self.tail = 4 * max(map(len, reading.strings)) + 4
+
+    def __call__(self, ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """ids [rows, tokens] -> whether each row is over, [rows]"""
+        tails = ids[:, max(self.width, ids.shape[1] - self.tail) :].tolist()
+        over = [self.reading.string_at(self.reading.text(tail)) is not None for tail in tails]
+        return torch.tensor(over, device=ids.device)
+
+
 def generate(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     samples: int,
@@ -280,30 +306,30 @@ def generate(
     """
     GenerationConfig = import_transformers().GenerationConfig
     width = max(map(len, prompts))
-    pad = int(tokenizer.pad_token_id)
+    pad, stops = int(reading.tokenizer.pad_token_id), list(reading.stops)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    stop = int(tokenizer.eos_token_id)
-    # the model's own generation defaults (temperature, top_k = 50 ...) would make this another yardstick
-    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad)
     config = GenerationConfig(
         do_sample=samples > 0,
         num_return_sequences=max(samples, 1),
         max_new_tokens=max_new_tokens,
-        eos_token_id=stop,
+        eos_token_id=stops,
         pad_token_id=pad,
         cache_implementation=cache,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if samples else {}),
     )
-    out = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        synced_gpus=dist.get_world_size() > 1,
-        logits_processor=[chooser] if chooser is not None else None,
-    )
-    said = out[:, width:].cpu()
-    ends = (said == stop).int()
-    lengths = torch.where(ends.any(1), ends.argmax(1), said.shape[1])
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    return [Answer(text, int(n), bool(end)) for text, n, end in zip(texts, lengths, ends.any(1).tolist(), strict=True)]
+    own = model.generation_config
+    # the model's own generation defaults (temperature, top_k = 50 ...) would make this another yardstick
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=pad)
+    try:
+        out = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            synced_gpus=dist.get_world_size() > 1,
+            logits_processor=[chooser] if chooser is not None else None,
+            stopping_criteria=[StopAtText(reading, width)] if reading.strings else None,
+        )
+    finally:
+        model.generation_config = own
+    return [reading.answer(said) for said in out[:, width:].tolist()]

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,3 +86,17 @@ def fingerprint(files: Iterable[Path], sampled: bool = False) -> str:
                     stream.seek((size - BLOCK) * k // 63)
                     digest.update(stream.read(BLOCK))
     return digest.hexdigest()[:24]
+
+
+def data_fingerprint(train: Sequence[Path], heldout: Sequence[Path]) -> str:
+    """Hash of data files in their roles. Of shards only contents and order count, not how they are called."""
+    if len(train) > 1 or len(heldout) > 1:
+        parts = [[_content(file) for file in files] for files in (train, heldout)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    same = fingerprint([*train, *heldout])  # by name: it does not say which of two is which
+    return f"{same}-exchanged" if heldout and train[0].name < heldout[0].name else same
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

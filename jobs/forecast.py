@@ -17,8 +17,9 @@ from torch import Tensor
 
 from jobs.capability import Capability
 from jobs.data import Batch, Encoded, collate
+from jobs.head_check import check_head
 from jobs.loss import BoundObjective
-from jobs.model import ObjectiveModel, Targets, hidden_states
+from jobs.model import ObjectiveModel, Targets, head_of, hidden_states
 from jobs.probe import Probe
 from jobs.spec import ObjectiveSpec
 
@@ -54,8 +55,10 @@ def forecast(
 
     train, heldout: probe examples; noise: share of training responses assumed to be wrong
     Memory: up to six gradients of the model's size beside its weights.
+    Raises HeadError where the model's own forward says something else than its head.
     """
     model.eval()
+    check_head(model, train, pad)
     wanted = [yardstick_gradient(model, heldout, pad, name) for name in ("nll", "mean_p", "answer")]
     swapped = _swapped(train) if noise else []
     capability = Capability(probe, model.device)
@@ -104,7 +107,7 @@ def yardstick_gradient(model: PreTrainedModel, rows: Sequence[Encoded], pad: int
 def target_logp(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """log p of every target token [N], differentiable, and the sequence it stands in [N]."""
     targets = Targets.of(hidden_states(model, batch), batch)
-    logits = model.get_output_embeddings()(targets.hidden).float()
+    logits = head_of(model).logits(targets.hidden)
     return logits.log_softmax(1).gather(1, targets.ids.unsqueeze(1)).squeeze(1), targets.row
 
 
@@ -112,7 +115,7 @@ def _swapped(rows: Sequence[Encoded]) -> list[Encoded]:
     """Every prompt with the next example's response."""
     shifted = [*rows[1:], rows[0]]
     return [
-        Encoded([*row.ids[: row.prompt_length], *other.ids[other.prompt_length :]], row.prompt_length)
+        Encoded([*row.ids[: row.prompt_length], *other.ids[other.prompt_length :]], row.prompt_length, row.earlier)
         for row, other in zip(rows, shifted, strict=True)
     ]
 

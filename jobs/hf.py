@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -29,3 +31,13 @@ def import_tokenizers() -> ModuleType:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """For the block, the same random numbers each time; the generators are left as they were."""
+    import torch
+
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(0)
+        yield

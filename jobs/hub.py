@@ -69,6 +69,35 @@ def files_of_model(hub_id: str, revision: str | None) -> list[str] | None:
         return None
 
 
+def commit_of_model(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a model's revision stands for now; None where the hub does not say."""
+    try:
+        return HfApi().model_info(hub_id, revision=revision).sha
+    except (OSError, ValueError, TransportError):
+        return None
+
+
+def cached_model(hub_id: str, revision: str | None) -> Path | None:
+    """Where the files of a model's revision lie that were downloaded before, perhaps not all of them."""
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[], local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def tensors_of_model(hub_id: str, commit: str) -> dict[str, tuple[str, tuple[int, ...], str]] | None:
+    """File, shape and dtype of every tensor, by name, from the headers alone; None where the hub does not give them."""
+    try:
+        found = HfApi().get_safetensors_metadata(hub_id, revision=commit)
+    except (OSError, ValueError, TransportError, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError):
+        return None
+    return {
+        name: (file, tuple(tensor.shape), tensor.dtype)
+        for file, metadata in found.files_metadata.items()
+        for name, tensor in metadata.tensors.items()
+    }
+
+
 def cached_commit(hub_id: str, revision: str) -> str | None:
     """The commit that a data set's revision stood for when it was last asked for; None where that is not known."""
     try:

@@ -18,43 +18,63 @@ from jobs.loss import BoundObjective
 from jobs.objectives import State, Tokens
 from jobs.plugins import objective_named
 from jobs.spec import ObjectiveSpec
+from jobs.weights import BackboneError
 
 
-class HeadError(ValueError):
-    """The model's head does what is not reproduced here; the message names it."""
+class HeadError(BackboneError):
+    """The model's logits are not what is computed here from its hidden states and head; the message names it."""
 
 
-# config field -> how logits follow from it; a model with another way is caught by the check before the first step
-_REFUSED = ("lm_head_multiplier", "dim_model_base", "mup_width_multiplier", "output_multiplier_scale")
+# what a field of a configuration does to logits; jobs/head_check.py compares the result with the model's own forward
+_FIELDS = {
+    "logit_scale": "multiplies",  # Cohere
+    "lm_head_multiplier": "multiplies",  # Falcon-H1
+    "output_multiplier": "multiplies",  # Muse
+    "logits_scaling": "divides",  # Granite, MiniCPM3
+    "logits_mup_width_multiplier": "divides",  # Inkling
+    "final_logit_softcapping": "caps",  # Gemma
+    "logits_soft_cap": "caps",  # RecurrentGemma
+    "output_logit_soft_cap": "caps",  # xLSTM
+}
+_ELSEWHERE = {("hyperclovax", "logits_scaling"): "multiplies", ("mpt", "logit_scale"): "does nothing"}
 
 
 def head_of(backbone: nn.Module) -> Head:
     """The head of a causal language model. Raises HeadError where it is more than matrix, bias, scale and softcap."""
     module: Any = backbone.get_output_embeddings()  # type: ignore[operator]
     config: Any = backbone.config.get_text_config()  # type: ignore[union-attr, operator]
-    name = type(backbone).__name__
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         raise HeadError(
-            f"{name}: its head is a {type(module).__module__}.{type(module).__name__}, not a plain linear layer; "
-            "leave the head out of LoRA and quantisation"
+            f"{type(backbone).__name__}: its head is a {type(module).__module__}.{type(module).__name__}, not a plain "
+            "linear layer; leave the head out of LoRA and quantisation"
         )
-    for field in _REFUSED:
-        if getattr(config, field, None) not in (None, 1, 1.0):
-            raise HeadError(f"{name}: its head uses {field} = {getattr(config, field)}, which is not supported")
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere multiplies
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    return Head(module.weight, module.bias, scale, float(softcap) if softcap else None)
+    scale, softcap = 1.0, None
+    for field, usually in _FIELDS.items():
+        value = getattr(config, field, None)
+        if not isinstance(value, int | float) or not value:
+            continue
+        does = _ELSEWHERE.get((config.model_type, field), usually)
+        if does == "caps":
+            softcap = float(value)
+        elif does != "does nothing":
+            scale *= value if does == "multiplies" else 1 / value
+    return Head(module.weight, module.bias, scale, softcap)
 
 
 def hidden_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """What the head is applied to, [rows, tokens, d]."""
+    """What the head is applied to, [rows, tokens, d]. Raises HeadError where the model does not give it."""
     base: Any = backbone.base_model
+    if base is backbone:  # Llama 4 names its decoder otherwise than its class says
+        base = getattr(backbone, "model", backbone)
     if batch.position is None:
-        return base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    # transformers reads the borders of packed sequences off the positions, and only where it is given no mask
-    packed = base(input_ids=batch.ids, attention_mask=None, position_ids=batch.position, use_cache=False)
-    return packed.last_hidden_state
+        out = base(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+    else:
+        # transformers reads the borders of packed sequences off the positions, and only where it is given no mask
+        out = base(input_ids=batch.ids, attention_mask=None, position_ids=batch.position, use_cache=False)
+    hidden: Tensor | None = getattr(out, "last_hidden_state", None)
+    if hidden is None:
+        raise HeadError(f"{type(backbone).__name__}: its decoder gives no hidden states; name another architecture")
+    return hidden
 
 
 @dataclass(frozen=True)

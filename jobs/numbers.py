@@ -10,7 +10,7 @@ from collections import deque
 from fractions import Fraction
 from itertools import islice
 
-from jobs.answers import MOST_QUESTIONS, next_questions
+from jobs.answer_text import MOST_QUESTIONS, next_questions
 
 MOST_DIGITS = 400  # of a number; what is longer is none
 MOST_EXPONENT = 99

@@ -57,9 +57,9 @@ def pack(rows: Sequence[Encoded], pad: int, one_row: bool = False) -> Batch:
         start = 0
         for number in numbers:
             end, tokens = start + lengths[number], torch.tensor(rows[number].ids)
-            first = max(1, rows[number].prompt_length)  # nothing stands before a sequence's first token
             ids[line, start:end] = tokens
-            labels[line, start + first : end] = tokens[first:]
+            for first, after in rows[number].spans:
+                labels[line, start + first : start + after] = tokens[first:after]
             sequence[line, start:end] = number
             position[line, start:end] = torch.arange(end - start)
             start = end

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Probe:
     """mean_p: token-weighted mean of p (Eq. 5); median_nll: median over sequences of their mean -log p, nats.
 
     entropy: mean before a target token, nats; known: share of tokens with p above 0.55 (Table 6); eos_p: mean p of the
-    EOS alone; position_p, position_count: mean p and tokens at each place of the response, EOS apart
+    ends of responses alone; position_p, position_count: mean p and tokens at each place of the response, ends apart
     """
 
     mean_p: float
@@ -92,10 +92,11 @@ VERSION = 2  # of what is measured
 
 
 def probe(
-    trial: TrialSpec, root: Path, load: Callable[[], Loaded], rows: Sequence[Encoded], pad: int, eos: int
+    trial: TrialSpec, root: Path, load: Callable[[], Loaded], rows: Sequence[Encoded], pad: int, ends: Collection[int]
 ) -> Probe:
     """The kept probe of this trial's backbone and task, measured now where there is none.
 
+    ends: ids that may end a response
     load: gives the backbone as it was loaded, for the time of a block; called only where it has to be measured
     A collective: every rank calls it.
     """
@@ -105,7 +106,7 @@ def probe(
     if not there[0]:
         some = rows[: trial.evaluation.probe_examples]
         with load() as model:
-            measured = _measure(model, some, pad, eos, trial.evaluated_at_once)
+            measured = _measure(model, some, pad, ends, trial.evaluated_at_once)
         if dist.get_rank() == 0:
             make_dir(folder, lambda partial: _write(partial, measured))
         dist.barrier()
@@ -121,8 +122,10 @@ def read_probe(folder: Path) -> Probe:
     )  # fmt: skip
 
 
-def _measure(model: PreTrainedModel, rows: Sequence[Encoded], pad: int, eos: int, batch_size: int) -> Probe:
-    mine = list(target_rows(model, rows, pad, eos, batch_size))
+def _measure(
+    model: PreTrainedModel, rows: Sequence[Encoded], pad: int, ends: Collection[int], batch_size: int
+) -> Probe:
+    mine = list(target_rows(model, rows, pad, ends, batch_size))
     every: list[list[TargetRows] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, mine)
     batches = sorted((batch for part in every for batch in part or ()), key=lambda batch: batch.number)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from jobs.answers import next_questions
+from jobs.answer_text import next_questions
 from jobs.assembly import Piece, all_of, assembled, is_definition
 from jobs.fences import OTHER_LANGUAGES, Stretch, stretches
 from jobs.sandbox import tests_of

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.answers import without_thinking
+from jobs.answer_text import without_thinking
 from jobs.choices import chosen, options_of
 from jobs.evalplus_checks import checked
 from jobs.numbers import number_of, written

@@ -18,6 +18,7 @@ from jobs.backbone import load_backbone
 from jobs.deepspeed_import import import_deepspeed
 from jobs.memory import large_blocks_apart
 from jobs.spec import TrialSpec
+from jobs.weights_check import check_names
 from jobs.zero import loading_config
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def load_sharded(trial: TrialSpec, root: Path, precision: str) -> PreTrainedModel:
     """As load_backbone: each worker's shard of it, where the worker computes. A collective. Raises BackboneError."""
+    check_names(trial.backbone, root)
     with _sharding(loading_config(trial, precision)), large_blocks_apart():
         return load_backbone(trial.backbone, root, trial.execution, precision)
 

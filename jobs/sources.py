@@ -1,80 +1,25 @@
-"""Rows of a task: from local files, from the hub, from a generator. What cannot be read is one line that says why."""
+"""Rows of a task from the hub and from generators; those of local files: jobs/row_files.py."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.row_files import Row
+from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import Examples, GeneratorSpec
 
-Rows = Iterator[tuple[str, dict[str, Any]]]  # where a row stands, and the row
+__all__ = ["NO_TEMPLATE", "TaskError", "generated", "hub_rows"]
+
 NO_TEMPLATE = (
     "the examples are chats and the tokenizer has no chat template; "
     "give the backbone a chat_template, or the task prompt and response fields"
 )
 
 
-class TaskError(ValueError):
-    """The data of a task cannot be used; the message says which file, which row and what instead."""
-
-
-def file_rows(path: str | None) -> Rows:
-    """Rows of a .jsonl, .json, .parquet or .csv file."""
-    file = Path(str(path))
-    if not file.is_file():
-        raise TaskError(f"no file {file}; relative paths start at --data-root")
-    readers = {".parquet": _parquet, ".csv": _csv, ".json": _json}
-    for where, row in readers.get(file.suffix, _jsonl)(file):
-        if not isinstance(row, dict):
-            raise TaskError(f"{file}:{where}: one object of fields a row, got {type(row).__name__}")
-        yield f"{file}:{where}", row
-
-
-def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise TaskError(f"{file}:{number}: not JSON ({error.msg}); one object a line") from None
-
-
-def _json(file: Path) -> Iterator[tuple[int, Any]]:
-    """A list of rows, or a mapping from ids to rows."""
-    try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{file}:{error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(whole, list | dict):
-        raise TaskError(f"{file}: a list of rows or a mapping from ids to rows, got {type(whole).__name__}")
-    yield from enumerate(whole.values() if isinstance(whole, dict) else whole, 1)
-
-
-def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise TaskError(f"{file}: not a readable parquet file ({error})") from None
-    yield from enumerate(table.to_pylist(), 1)
-
-
-def _csv(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines)
-        for row in reader:
-            if None in row or None in row.values():
-                raise TaskError(f"{file}:{reader.line_num}: not as many values as the header has names")
-            yield reader.line_num, row
-
-
-def hub_rows(source: Examples, split: str) -> Rows:
+def hub_rows(source: Examples, split: str) -> Iterator[tuple[str, Row]]:
     """Rows of a data set of the hub, by the datasets library and its cache. Never runs code from a repository."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
@@ -111,7 +56,7 @@ def hub_rows(source: Examples, split: str) -> Rows:
 def generated(generator: GeneratorSpec) -> list[dict[str, Any]]:
     """Items of reasoning-gym: question, answer, metadata. Training items first, then the held-out ones."""
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise TaskError(
+        raise NotAtHand(
             f"generator {generator.name}: reasoning-gym is not installed; pip install 'objective-continuum[reasoning]'"
         )
     import reasoning_gym

@@ -23,7 +23,9 @@ from jobs.task_spec import Positive, Share, TaskSpec
 
 LATER = {"reduction", "overlong"}  # fields of train that came after the first keys: in them only where they are used
 KEY_VERSION = 1  # raised when the meaning of a field changes, so that old results are not taken for new ones
-
+# raised when prompts are laid out, or answers end or are read, otherwise. The built-in backbones have no template, one
+# end and a character a token, so their keys are as they were
+ANSWERS = 2
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 
@@ -50,6 +52,9 @@ class BackboneSpec(Strict):
     gguf: str | None = Field(None, description="a GGUF file")
     package: str | None = Field(None, description="gguf: the installed package that ships the file")
     chat_template: str | None = Field(None, description="Jinja, instead of the tokenizer's own")
+    eos: tuple[str, ...] = Field(
+        (), description="tokens that end an answer, instead of those that its files name; the first one is trained"
+    )
     lora: LoraSpec | None = Field(None, description="train adapters; without it, all weights")
     lr: float | None = Field(None, gt=0, description="its own learning rate, instead of train.lr")
     attention: Attention | None = Field(None, description="its own implementation, instead of execution.attention")
@@ -62,6 +67,18 @@ class BackboneSpec(Strict):
     @classmethod
     def _from_preset(cls, data: Any) -> Any:
         return with_preset("backbones", data)
+
+    @field_validator("eos", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("eos")
+    @classmethod
+    def _no_empty_end(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("a token such as '<|im_end|>', got an empty text")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneSpec:
@@ -100,11 +117,19 @@ class BackboneSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """What decides the weights and which of them move; a path does not, its files' fingerprint does."""
         if self.builtin is not None:
-            same = {"builtin": self.builtin, "recipe": self.fingerprint, "pretrain_steps": self.pretrain_steps}
+            same: dict[str, Any] = {
+                "builtin": self.builtin,
+                "recipe": self.fingerprint,
+                "pretrain_steps": self.pretrain_steps,
+            }
         else:
             same = {"files": self.fingerprint or self.path or self.gguf, "hub": self.hub, "revision": self.revision}
         if self.chat_template is not None:
             same["chat_template"] = self.chat_template
+        if self.eos:
+            same["eos"] = list(self.eos)
+        if self.builtin is None or self.chat_template is not None:
+            same["answers"] = ANSWERS
         if self.attention is not None:
             same["attention"] = self.attention
         return same | ({"lora": self.lora.model_dump(mode="json")} if self.lora else {})
@@ -325,9 +350,24 @@ class EvalSpec(Strict):
         (), description="the untrained backbone is sampled at these, too: what sharpening alone would gain"
     )
 
+    stop: tuple[str, ...] = Field(
+        (), description="texts that end an answer beside its own end, for base models: what follows is not scored"
+    )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="what generates answers; vllm draws others, so it belongs to the trial's identity"
     )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError('a text such as "\\nQuestion:", got an empty one, which would end every answer at once')
+        return value
 
     @field_validator("base_temperatures")
     @classmethod
@@ -337,7 +377,7 @@ class EvalSpec(Strict):
         return value
 
     def identity(self) -> dict[str, Any]:
-        late = {"base_temperatures", "engine", "every_problems"}  # came after the first keys
+        late = {"base_temperatures", "engine", "every_problems", "stop"}  # came after the first keys
         same = self.model_dump(exclude=late)  # batch_size too: each batch of prompts has its own seed
         return same | self.model_dump(mode="json", include=late, exclude_defaults=True)
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import glob
+import re
+from datetime import date as Day
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jobs.fields import check_template
 from jobs.presets import with_preset
 from jobs.scores import ScoreSpec
 from jobs.strict import Strict, exactly_one
 
-FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+Format = Literal["alpaca", "instruction", "openai", "sharegpt", "prompt-completion"]
+CHATS = ("openai", "sharegpt")
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def kind_of_file(name: str) -> str | None:
+    """The suffix that says how a data file is read; None where it is no data file."""
+    plain = name.lower().removesuffix(".gz")
+    kind = next((kind for kind in FILE_KINDS if plain.endswith(kind)), None)
+    return None if kind == ".parquet" and plain != name.lower() else kind
 
 
 class GeneratorSpec(Strict):
@@ -37,12 +51,15 @@ class Examples(Strict):
     """Where examples come from (exactly one of builtin, path, hub, generator, parts), and what they consist of."""
 
     builtin: Literal["addition", "reversal", "cipher"] | None = None
-    path: str | None = Field(None, description=f"local rows: {', '.join(FORMATS)}")
+    path: str | None = Field(
+        None, description=f"local rows: a file ({', '.join(FILE_KINDS)}, or one of them .gz), a folder, or a pattern"
+    )
     hub: str | None = Field(None, description="a data set's hub id")
     subset: str | None = Field(None, description="hub: the data set's configuration")
     split: str = Field("train", description="hub: the split")
     revision: str | None = Field(None, description="hub: commit, tag or branch")
     generator: GeneratorSpec | None = None
+    format: Format | None = Field(None, description="a format by name, instead of fields one by one")
     prompt: str = Field("prompt", description="field of the prompt")
     response: str = Field("response", description="field of the response")
     messages: str | None = Field(None, description="field of chat messages, instead of prompt and response")
@@ -57,6 +74,10 @@ class Examples(Strict):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="what the chat template is given besides: date_string, enable_thinking and others"
     )
+    date: Day | None = Field(None, description="the day that the chat template takes for today")
+    invalid: Literal["refuse", "drop"] = Field(
+        "refuse", description="rows that cannot be used: refuse the sweep, or leave them out and count them"
+    )
     answer_marker: str | None = Field(None, description="what follows its last occurrence is scored")
     score: ScoreSpec = ScoreSpec()
     data_seed: int = Field(0, description="split, noise and subset; not the trial's seed")
@@ -65,8 +86,20 @@ class Examples(Strict):
     @field_validator("path", "heldout_path", check_fields=False)
     @classmethod
     def _known_format(cls, value: str | None) -> str | None:
-        if value is not None and not value.endswith(FORMATS):
-            raise ValueError(f"a file of {', '.join(FORMATS)}, got {value}")
+        """A pattern, a folder ('data/' or a name without a suffix), or a file of a known format."""
+        if value is None or glob.has_magic(value) or value.endswith("/") or not Path(value).suffix:
+            return value
+        if kind_of_file(value) is None:
+            raise ValueError(f"a file of {', '.join(FILE_KINDS)}, or a folder with / at its end, got {value}")
+        return value
+
+    @field_validator("prompt", "response", "template", "response_template", "reference")
+    @classmethod
+    def _readable_template(cls, value: str | None, info: ValidationInfo) -> str | None:
+        always = info.field_name in ("template", "response_template")
+        reason = check_template(value) if value is not None and (always or "{" in value) else None
+        if reason is not None:
+            raise ValueError(reason)
         return value
 
     @model_validator(mode="after")
@@ -74,6 +107,8 @@ class Examples(Strict):
         for field in ("subset", "revision"):
             if getattr(self, field) is not None and self.hub is None:
                 raise ValueError(f"{field} goes with hub")
+        if self.format is not None:
+            self._check_format(self.format)
         if self.messages is not None and (self.template or self.response_template or self.system) is not None:
             raise ValueError("messages holds whole chats; templates and system go with prompt and response")
         if self.answer_marker is not None and self.score.kind not in ("exact", "number"):
@@ -87,6 +122,22 @@ class Examples(Strict):
                 raise ValueError("score generator reads the item itself; leave reference out, or score it as exact")
         return self
 
+    def _check_format(self, name: str) -> None:
+        """A format says itself which fields it reads. Raises ValueError."""
+        if self.path is None and self.hub is None:
+            raise ValueError("format is about rows of path or hub")
+        named = [one for one in ("template", "response_template") if getattr(self, one) is not None]
+        named += [one for one in ("prompt", "response") if getattr(self, one) != one]
+        named += ["messages"] if self.messages is not None and name not in CHATS else []
+        named += ["system"] if self.system is not None and name in CHATS else []
+        if named:
+            raise ValueError(f"format {name} has fields of its own; leave {', '.join(named)} out, or format")
+
+    @property
+    def holds_chats(self) -> bool:
+        """Whether its rows may be chats, which need a chat template."""
+        return self.messages is not None or self.system is not None or self.format in CHATS
+
     def source(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("builtin", "path", "hub", "generator")}
 
@@ -95,12 +146,18 @@ class Examples(Strict):
         """A name made from the source."""
         if self.generator is not None:
             return self.generator.name
-        return self.builtin or str(self.path or self.hub).split("/")[-1].split(".")[0]
+        if self.builtin is not None:
+            return self.builtin
+        parts = [
+            re.sub(r"[*?\[\]]+", "", part.split(".")[0]).strip("-_") for part in str(self.path or self.hub).split("/")
+        ]
+        return next((part for part in reversed(parts) if part), "data")
 
 
 # in every key since the first version; the rest is in it only where it is used, so that old keys stay
 _ALWAYS = {"builtin", "prompt", "response", "messages", "answer_marker", "noise", "train_examples"}
 _ALWAYS |= {"heldout_examples", "data_seed"}
+CHATS_VERSION = 2  # of what is read of a chat: tools, calls and reasoning came with 2
 _NEVER = {"name", "preset", "path", "heldout_path", "fingerprint", "expected", "parts", "benchmarks"}
 
 
@@ -125,7 +182,9 @@ class Benchmark(Examples):
 
     def identity(self) -> dict[str, Any]:
         files = {"files": self.fingerprint or self.path} if self.path else {}
-        return self.model_dump(exclude=_NEVER, exclude_defaults=True, mode="json") | files | self.score.identity()
+        chats = {"chats": CHATS_VERSION} if self.messages is not None else {}
+        same = self.model_dump(exclude=_NEVER, exclude_defaults=True, mode="json")
+        return same | files | chats | self.score.identity()
 
 
 class TaskSpec(Examples):
@@ -174,6 +233,8 @@ class TaskSpec(Examples):
             if self.path is not None:
                 same["files"] = self.fingerprint or [self.path, self.heldout_path]
         same |= self.model_dump(mode="json", exclude=_ALWAYS | _NEVER, exclude_defaults=True) | self.score.identity()
+        if self.messages is not None:
+            same["chats"] = CHATS_VERSION
         if self.parts:
             same["parts"] = [part.identity() for part in self.parts]
         if self.benchmarks:

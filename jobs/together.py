@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,9 @@ from jobs.data import Encoded, collate
 from jobs.model import ObjectiveModel, hidden_states
 from jobs.objectives import State
 from jobs.probe import Probe, probe
+from jobs.saving import write_model
 from jobs.spec import TrialSpec
-from jobs.train import bind, gate_at, prepared_for, seed_all, step, write_model
+from jobs.train import bind, gate_at, prepared_for, seed_all, step
 from jobs.zero import micro_batch_size
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def train_together(members: Sequence[Member], root: Path) -> None:
     prepared = prepared_for(first.backbone.bare(), first.task, train.max_length, train.overlong, root)
     pad = int(tokenizer.pad_token_id)
     # all of them before the first engine, which casts the weights
-    probed = [_probe(m.trial, root, bare, prepared.train, pad, int(tokenizer.eos_token_id)) for m in members]
+    probed = [_probe(m.trial, root, bare, prepared.train, pad, prepared.ends) for m in members]
     models = [_model_of(member.trial, bare, found) for member, found in zip(members, probed, strict=True)]
     with ExitStack() as stack:
         going = []
@@ -93,7 +94,7 @@ def train_together(members: Sequence[Member], root: Path) -> None:
         share = (time.perf_counter() - began) / len(members)
         for member in members:
             member.clock.add(SETUP, share)
-        while going := [one for one in going if not _is_over(one, began)]:
+        while going := [one for one in going if not _is_over(one, began, root)]:
             group.advance(going)
 
 
@@ -106,14 +107,14 @@ class _Going:
     stopped: bool = False
 
 
-def _is_over(one: _Going, began: float) -> bool:
+def _is_over(one: _Going, began: float, root: Path) -> bool:
     """Give a member that has no step left, or may not go on, its end."""
     if one.course.left and not one.stopped:
         return False
     member, course = one.member, one.course
     member.clock.enter(SETUP)
     if member.model_dir is not None and not one.stopped:
-        write_model(course.engine, course.tokenizer, member.model_dir)
+        write_model(course.engine, course.tokenizer, member.trial.backbone, root, member.model_dir)
     member.facts.update(wall_s=time.perf_counter() - began)
     if course.diverged is not None:
         member.facts.update(diverged=course.diverged)
@@ -122,9 +123,11 @@ def _is_over(one: _Going, began: float) -> bool:
     return True
 
 
-def _probe(trial: TrialSpec, root: Path, bare: PreTrainedModel, rows: Any, pad: int, eos: int) -> Probe | None:
+def _probe(
+    trial: TrialSpec, root: Path, bare: PreTrainedModel, rows: Any, pad: int, ends: Collection[int]
+) -> Probe | None:
     assert trial.objective is not None
-    return probe(trial, root, lambda: nullcontext(bare), rows, pad, eos) if trial.objective.needs_probe else None
+    return probe(trial, root, lambda: nullcontext(bare), rows, pad, ends) if trial.objective.needs_probe else None
 
 
 def _model_of(trial: TrialSpec, bare: PreTrainedModel, probed: Probe | None) -> JoinedModel:

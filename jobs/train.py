@@ -25,7 +25,7 @@ from jobs.backbone import BackboneError, add_adapters, load_backbone, load_token
 from jobs.capability import Capability
 from jobs.check import check_objective
 from jobs.clock import EVALUATE, SETUP, TRAIN, Clock
-from jobs.corpus import corpus
+from jobs.corpus import corpus_for
 from jobs.course import Course, KeepAnswers, Prepared, Report, not_finite, yardsticks
 from jobs.data import Encoded, collate
 from jobs.loss import BoundObjective
@@ -33,19 +33,20 @@ from jobs.model import ObjectiveModel, needs_reference
 from jobs.objectives import State
 from jobs.packing import check_packing, in_one_row, pack
 from jobs.probe import Probe, probe
+from jobs.saving import write_model
 from jobs.sharded import load_reference, load_sharded, measurable
 from jobs.spec import BackboneSpec, ObjectiveSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.zero import micro_batch_size, shards_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @lru_cache(maxsize=4)
 def prepared_for(backbone: BackboneSpec, task: TaskSpec, max_length: int, overlong: str, root: Path) -> Prepared:
     """Mapped once per process: the next trial on the same backbone and task finds it here."""
-    made = corpus(load_tokenizer(backbone, root), task, root)
+    made = corpus_for(backbone, task, root)
     train, heldout = made.rows("train", max_length, overlong), made.heldout_rows(max_length, overlong)
     problems = made.benchmarks() or {"heldout": made.heldout_problems()}
     return Prepared(train, heldout, problems, made.facts | {"digest": made.folder.name})
@@ -83,11 +84,11 @@ def train(
     spec, pad = trial.objective, int(tokenizer.pad_token_id)
     whole = None if shards_weights(trial) else _load_whole(trial, root)
     load = partial(measurable, trial, root) if whole is None else lambda: nullcontext(whole)
-    known, eos = prepared.train, int(tokenizer.eos_token_id)
+    known, ends = prepared.train, prepared.ends
     if spec is None:
         with load() as model:
             clock.enter(EVALUATE)
-            row = probe(trial, root, lambda: nullcontext(model), known, pad, eos).row()
+            row = probe(trial, root, lambda: nullcontext(model), known, pad, ends).row()
             row |= yardsticks(model, tokenizer, prepared, trial, keep_answers)
         if wrong := not_finite(row):
             raise BackboneError(
@@ -96,7 +97,7 @@ def train(
             )
         report({"step": 0} | row, None, False)
         return True
-    probed = probe(trial, root, load, known, pad, eos) if spec.needs_probe else None
+    probed = probe(trial, root, load, known, pad, ends) if spec.needs_probe else None
     objective = bind(spec.canonical(), probed, trial.train.reduction)
     reference = load_reference(trial, root) if whole is None and needs_reference(objective.spec) else None
     model = load_sharded(trial, root, trial.train.precision) if whole is None else whole
@@ -118,7 +119,7 @@ def train(
             facts.update(diverged=course.diverged)
         clock.enter(SETUP)
         if go_on and model_dir is not None:
-            write_model(engine, tokenizer, model_dir)
+            write_model(engine, tokenizer, trial.backbone, root, model_dir)
         return go_on
 
 
@@ -127,13 +128,6 @@ def _load_whole(trial: TrialSpec, root: Path) -> PreTrainedModel:
     measured = trial.objective is None or trial.objective.needs_probe
     precision = "fp32" if measured else trial.train.precision
     return load_backbone(trial.backbone, root, trial.execution, precision).to(ds.device())
-
-
-def write_model(engine: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """What was trained, as safetensors, by rank 0; a collective."""
-    if state := ds.full_state_dict(engine):
-        engine.module.backbone.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
 
 
 def seed_all(seed: int) -> None:

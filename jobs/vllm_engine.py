@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from jobs.evaluate import Answer, Answerer
+from jobs.answers import Answer, Reading
+from jobs.evaluate import Answerer
 from jobs.spec import Execution, TrialSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class _Engine:
@@ -33,13 +34,13 @@ class _Engine:
         self.llm: Any = None
         self.made_for: tuple[Any, ...] = ()
 
-    def load(self, model: PreTrainedModel, stop: int, execution: Execution) -> None:
+    def load(self, model: PreTrainedModel, stops: list[int], execution: Execution) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
 
-        what = (model.config.to_json_string(), stop, str(model.dtype), execution.vllm_memory)
+        what = (model.config.to_json_string(), tuple(stops), str(model.dtype), execution.vllm_memory)
         with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
-            _write(model, stop, Path(folder))
+            _write(model, stops, Path(folder))
             if self.made_for == what:
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
                 return
@@ -54,10 +55,10 @@ class _Engine:
 _ENGINE = _Engine()
 
 
-def _write(model: PreTrainedModel, stop: int, folder: Path) -> None:
+def _write(model: PreTrainedModel, stops: list[int], folder: Path) -> None:
     """The model as a directory of its own; adapters are added to the weights beside them, in a copy.
 
-    stop: the id that ends an answer, as with transformers; vLLM would also end at the configuration's own.
+    stops: ids that end an answer, as with transformers; vLLM would also end at the configuration's own.
     """
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
@@ -69,33 +70,27 @@ def _write(model: PreTrainedModel, stop: int, folder: Path) -> None:
         seen.add(tensor.data_ptr())
         whole = tensor + deltas[module].to(tensor.dtype) if module in deltas and module != name else tensor
         tensors[name.replace(".base_layer.", ".")] = whole.detach().cpu().contiguous()
-    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"} | {"eos_token_id": stop}
+    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"} | {"eos_token_id": stops}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def vllm_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trial: TrialSpec) -> Answerer:
-    """See jobs.evaluate.Answerer."""
+def vllm_answerer(model: PreTrainedModel, reading: Reading, trial: TrialSpec) -> Answerer:
+    """See jobs.evaluate.Answerer. Texts that end an answer (evaluation.stop) cut it here, after it was generated."""
     from vllm import SamplingParams
 
-    stop, longest = int(tokenizer.eos_token_id), trial.evaluation.max_new_tokens
-    _ENGINE.load(model, stop, trial.execution)
+    stops, longest = list(reading.stops), trial.evaluation.max_new_tokens
+    _ENGINE.load(model, stops, trial.execution)
 
     def answer(prompts: Sequence[Sequence[int]], samples: int, temperature: float, seed: int) -> list[Answer]:
         each = [
             SamplingParams(
                 n=max(samples, 1), temperature=temperature if samples else 0.0, top_p=1.0, top_k=0, max_tokens=longest,
-                seed=(seed + 7919 * place) % 2**31, stop_token_ids=[stop], detokenize=False,
+                seed=(seed + 7919 * place) % 2**31, stop_token_ids=stops, detokenize=False,
             )
             for place in range(len(prompts))
         ]  # fmt: skip
         said = _ENGINE.llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], each, use_tqdm=False)
-        return [_answer(tokenizer, list(one.token_ids), stop) for request in said for one in request.outputs]
+        return [reading.answer(list(one.token_ids)) for request in said for one in request.outputs]
 
     return answer
-
-
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: int) -> Answer:
-    ended = bool(ids) and ids[-1] == stop
-    ids = ids[:-1] if ended else ids
-    return Answer(tokenizer.decode(ids, skip_special_tokens=True), len(ids), ended)

@@ -107,7 +107,7 @@ def _look(args: argparse.Namespace, spec: SweepSpec | None) -> list[Finding]:
     else:
         findings = diagnose(facts, args.insecure) + sweep.room(facts, plan, storage)
     if plan is not None:
-        findings += sweep.data(plan.notes, files)
+        findings += sweep.data(plan.missing, files)
     uri = given_uri(args) or default_uri(storage)
     return [*findings, sweep.tracking(uri, *reach(uri))]
 

@@ -34,8 +34,8 @@ def add_commands(commands: Any) -> None:
 
 
 def forecast(args: argparse.Namespace) -> int:
+    from sweeper.inputs import check_inputs, prepare
     from sweeper.plan import make_plan
-    from sweeper.run import check_inputs, prepare
     from sweeper.spec import SpecError
 
     if args.noise is not None and not 0 < args.noise < 1:
@@ -70,21 +70,20 @@ def forecast_cell(cell: list[TrialSpec], root: Path, examples: int, rates: list[
     import torch
 
     from jobs.backbone import load_backbone, load_tokenizer
-    from jobs.corpus import corpus
     from jobs.engine import device, ensure_process_group
     from jobs.forecast import forecast as forecast_of
     from jobs.probe import probe
+    from jobs.train import prepared_for
 
     ensure_process_group()
     one = cell[0]
     torch.manual_seed(0)
     model = load_backbone(one.backbone, root, one.execution).to(device())
     tokenizer = load_tokenizer(one.backbone, root)
-    made = corpus(tokenizer, one.task, root)
-    cut = (one.train.max_length, one.train.overlong)
-    train, heldout = made.rows("train", *cut), made.heldout_rows(*cut)
+    prepared = prepared_for(one.backbone.bare(), one.task, one.train.max_length, one.train.overlong, root)
+    train, heldout = prepared.train, prepared.heldout
     pad = int(tokenizer.pad_token_id)
-    probed = probe(one, root, lambda: nullcontext(model), train, pad, int(tokenizer.eos_token_id))
+    probed = probe(one, root, lambda: nullcontext(model), train, pad, prepared.ends)
     specs = [trial.objective.canonical() for trial in cell if trial.objective is not None]
     return [
         {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from jobs.presets import presets
 from jobs.spec import BackboneSpec, EvalSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict
 from jobs.task_spec import TaskSpec
-from jobs.yardsticks import CAPABILITY, PRIMARY, regime
+from jobs.yardsticks import CAPABILITY, PRIMARY, hardly_ends, regime
 from sweeper.options import add, json_option
 from sweeper.shared import LOOK_S
 from sweeper.spec import SpecError
@@ -32,14 +34,19 @@ task and settings finds it there.
 
   sweeper probe --backbone char-llama-400 --task addition
   sweeper probe --backbone path/to/model --task '{path: train.jsonl, prompt: question, response: answer}'
+  sweeper probe --backbone path/to/model --task train.jsonl --show    # which tokens are trained
 """
 BACKBONE_HELP = "a directory, a GGUF file, a preset (jobs/presets.yaml), char-llama-STEPS, a hub id, or YAML in {}"
-TASK_HELP = "addition, reversal, cipher, a preset, a data file, or YAML in {}"
+TASK_HELP = "addition, reversal, cipher, a preset, a data file, a folder or pattern of them, or YAML in {}"
 
 
 def add_commands(commands: Any) -> None:
     sub = add(commands, "probe", PROBE, probe)
     probe_options(sub, required=True)
+    sub.add_argument(
+        "--show", metavar="N", type=int, nargs="?", const=2,
+        help="print the first N training examples token by token (default: 2) and measure nothing",
+    )  # fmt: skip
     sub.add_argument("--out", metavar="DIR", type=Path, help="where probe.png goes (default: beside what is kept)")
     json_option(sub)
 
@@ -79,16 +86,47 @@ def trial_of(args: argparse.Namespace) -> TrialSpec:
 
 def probe(args: argparse.Namespace) -> int:
     trial, root = trial_of(args), args.storage.resolve()
+    if args.show is not None:
+        return show(trial, root, args.show, args.json)
     row = measure(trial, root)
     from jobs.probe import probe_dir, read_probe
+    from jobs.record import TrialFolder
 
     folder = probe_dir(trial, root)
     facts = read_probe(folder).facts() | row | {"backbone": trial.backbone.name, "task": trial.task.name}
+    result = TrialFolder(root / "trials" / trial.key).result() or {}
+    facts["answers"] = result.get("corpus", {}).get("answers")  # None in records of before
     picture = _draw(facts, args.out or folder)
     if args.json:
         print(json.dumps(facts | {"regime": regime(facts[CAPABILITY]), "picture": str(picture)}, indent=1))
     else:
         _print(facts, picture)
+    return 0
+
+
+def show(trial: TrialSpec, root: Path, count: int, as_json: bool) -> int:
+    """The first training examples, token by token, and which of them are trained."""
+    from jobs.backbone import load_tokenizer
+    from jobs.corpus import corpus_for
+    from jobs.show import rows_of, text_of
+    from sweeper.inputs import check_inputs, prepare
+
+    trial = trial.model_copy(update={"evaluation": EvalSpec(max_new_tokens=1)})  # nothing is answered
+    prepare([trial], root, check_inputs([trial], root))
+    made = corpus_for(trial.backbone.bare(), trial.task, root)
+    rows = made.rows("train", trial.train.max_length, trial.train.overlong)[:count]
+    tokenizer = load_tokenizer(trial.backbone, root)
+    answers = made.facts["answers"]
+    if as_json:
+        examples = [[asdict(token) for token in rows_of(row, tokenizer)] for row in rows]
+        print(json.dumps({"answers": answers, "examples": examples}, indent=1, ensure_ascii=False))
+        return 0
+    print(f"{answers['sentence']}\n> marks what is trained")
+    for number, row in enumerate(rows):
+        print(f"\nexample {number}: {len(row.ids)} tokens, {row.num_targets} trained")
+        print(text_of(rows_of(row, tokenizer)))
+    for note in answers["notes"]:
+        print(f"note: {note}")
     return 0
 
 
@@ -99,7 +137,7 @@ def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
     """
     from jobs.record import RowWriter, TrialFolder
     from jobs.train import train
-    from sweeper.run import check_inputs, prepare
+    from sweeper.inputs import check_inputs, prepare
 
     folder = TrialFolder(root / "trials" / trial.key)
     with Claims(root) as claims:
@@ -117,8 +155,9 @@ def measure(trial: TrialSpec, root: Path) -> dict[str, float]:
                 writer.write(row)
                 return True
 
-            train(trial, root, report)
-            folder.finish("finished", step=0, workers=1, train_s=0.0)
+            facts: dict[str, Any] = {}
+            train(trial, root, report, facts=facts)
+            folder.finish("finished", step=0, workers=1, train_s=0.0, **facts)
     return {name: value for row in folder.rows() for name, value in row.items() if name not in ("step", "time")}
 
 
@@ -142,7 +181,8 @@ def task_fields(text: str) -> dict[str, Any]:
         return _mapping("--task", text)
     if text in presets()["tasks"]:
         return {"preset": text}
-    return {"path": text} if Path(text).suffix else {"builtin": text}
+    files = Path(text).suffix or text.endswith("/") or Path(text).is_dir() or glob.has_magic(text)
+    return {"path": text} if files else {"builtin": text}
 
 
 def _mapping(where: str, text: str) -> dict[str, Any]:
@@ -171,9 +211,15 @@ def _print(facts: dict[str, Any], picture: Path) -> None:
     mean = facts[CAPABILITY]
     print(f"{facts['backbone']} on {facts['task']}: mean p {mean:.3f} over {facts['tokens']} target tokens")
     print(f"regime        {regime(mean)}")
-    print(f"p > 0.55      {facts['trainset/known']:.1%} of tokens; EOS {facts['trainset/eos_p']:.3f}")
+    print(f"p > 0.55      {facts['trainset/known']:.1%} of tokens; the end of an answer {facts['trainset/eos_p']:.3f}")
     print(f"entropy       {facts['trainset/entropy']:.2f} nats")
     print(f"score         T=1 {facts[PRIMARY]:.3f}, greedy {facts['task/accuracy_greedy']:.3f}")
+    answers = facts["answers"] or {"sentence": "how they end is not recorded", "notes": []}
+    print(f"answers       {answers['sentence']}; {facts['task/truncated_rate']:.1%} do not end in time")
+    if (warning := hardly_ends(facts["task/truncated_rate"])) is not None:
+        print(f"warning       {warning}")
+    for note in answers["notes"]:
+        print(f"note          {note}")
     names = sorted((n for n in facts if n.startswith("trainset/p_q")), key=lambda n: int(n[12:]))
     print("quantiles     " + "  ".join(f"{int(n[12:])}%: {facts[n]:.4g}" for n in names))
     most = max(facts["histogram"])

@@ -11,12 +11,15 @@ from pydantic import ValidationError
 
 from cluster.strict import readable
 from jobs.backbone import BackboneError, source_files
-from jobs.files import fingerprint
+from jobs.files import data_fingerprint, fingerprint
+from jobs.formats import recognised
 from jobs.pretrain import recipe_digest
-from jobs.sources import TaskError
+from jobs.row_files import data_files, first_row
 from jobs.spec import BackboneSpec, EvalSpec, Execution, ObjectiveSpec, TrainSpec, TrialSpec
 from jobs.strict import Strict, nearest
+from jobs.task_error import NotAtHand, TaskError
 from jobs.task_spec import Benchmark, TaskSpec
+from jobs.weights import NotAtHand as BackboneNotAtHand
 from jobs.zero import check_shape
 from sweeper.memory_need import too_large
 from sweeper.spec import Override, SchedulerSpec, SpecError, SweepSpec, Where
@@ -30,7 +33,8 @@ class Plan:
     """The trials of a sweep in the order in which they start: every backbone's own measure first.
 
     merged: per trial key, the labels of the grid's cells that train identically and became one trial
-    notes:  what a reader should know before running (missing data, provisional keys)
+    notes:  what a reader should know before running (missing data, provisional keys, recognised formats)
+    missing: those of the notes that are about files which are not in this place
     """
 
     spec: SweepSpec
@@ -38,6 +42,7 @@ class Plan:
     num_cells: int
     merged: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> Plan:
@@ -50,7 +55,8 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
     settings = spec.settings
     problems: list[str] = []
     notes: list[str] = []
-    resolve = _Resolver(data_root, problems if require_files else notes)
+    missing: list[str] = problems if require_files else []
+    resolve = _Resolver(data_root, problems, notes, missing)
     trials: dict[str, TrialSpec] = {}
     cells: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -100,13 +106,14 @@ def make_plan(spec: SweepSpec, data_root: Path, require_files: bool = False) -> 
         )
     order = sorted(trials.values(), key=lambda t: t.objective is not None)  # stable: baselines first
     merged = {key: labels for key, labels in cells.items() if len(labels) > 1}
-    return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys(notes)))
+    missing = list(dict.fromkeys(missing))
+    return Plan(spec, tuple(order), num_cells, merged, list(dict.fromkeys([*missing, *notes])), missing)
 
 
 def resolved(trial: TrialSpec, data_root: Path) -> TrialSpec:
     """One trial with its paths made absolute and its files hashed. Raises SpecError where they are missing."""
     problems: list[str] = []
-    resolve = _Resolver(data_root, problems)
+    resolve = _Resolver(data_root, problems, [], problems)
     found = trial.model_copy(update={"backbone": resolve.backbone(trial.backbone), "task": resolve.task(trial.task)})
     if problems:
         raise SpecError(trial.task.name, problems)
@@ -137,9 +144,9 @@ def _local(hub: str | None) -> str | None:
 class _Resolver:
     """Paths made absolute, files named by content; each file is read once a plan."""
 
-    def __init__(self, data_root: Path, report: list[str]) -> None:
-        self.data_root = data_root
-        self.report = report
+    def __init__(self, data_root: Path, problems: list[str], notes: list[str], missing: list[str]) -> None:
+        """problems: what refuses the sweep; notes: what a reader should know; missing: files that are not here."""
+        self.data_root, self.problems, self.notes, self.missing = data_root, problems, notes, missing
         self.moving: dict[str, None] = {}  # of the hub, by no revision
         self.seen: dict[tuple[Path, ...], str] = {}
 
@@ -165,31 +172,55 @@ class _Resolver:
         return self._examples(task.model_copy(update=parts))
 
     def _examples(self, source: Source) -> Source:
-        """With its path made absolute and its files hashed."""
+        """With its path made absolute, its files hashed, and its format, where its fields say it."""
         moved = source.model_copy(update={"path": self._absolute(source.path)})
         if moved.hub is not None and moved.revision is None:
             self.moving[moved.hub] = None
+        if moved.path is None:
+            return moved
+        try:
+            other: str | None = getattr(moved, "heldout_path", None)
+            train: list[Path] = data_files(moved.path)
+            heldout: list[Path] = data_files(other) if other else []
+            roles = (*train, Path(), *heldout)
+            if roles not in self.seen:
+                self.seen[roles] = data_fingerprint(train, heldout)
+        except NotAtHand as error:
+            self.missing.append(f"task '{source.name}': {error}")
+            return moved
+        except TaskError as error:
+            self.problems.append(f"task '{source.name}': {error}")
+            return moved
+        except OSError as error:
+            self.problems.append(f"task '{source.name}': {error.filename} cannot be read ({error.strerror})")
+            return moved
+        return self._recognised(moved.model_copy(update={"fingerprint": self.seen[roles]}))
 
-        def files() -> list[Path]:
-            paths = [Path(p) for p in (moved.path, getattr(moved, "heldout_path", None)) if p]
-            for path in paths:
-                if not path.is_file():
-                    raise TaskError(f"task '{source.name}': no file {path}; relative paths start at --data-root")
-            return paths
-
-        return moved.model_copy(update={"fingerprint": self._fingerprint(files)})
+    def _recognised(self, source: Source) -> Source:
+        """With the format of its first row, where the task names neither a format nor any field."""
+        named = source.format or source.messages or source.template or source.response_template
+        if named is not None or (source.prompt, source.response) != ("prompt", "response"):
+            return source
+        found = recognised(first_row(str(source.path)))
+        if not found:
+            return source
+        way = ", ".join(f"{name}: {value}" for name, value in found.items())
+        self.notes.append(f"task '{source.name}': recognised as {way} by its first row's fields; write that to be sure")
+        return source.model_copy(update=found)
 
     def _absolute(self, path: str | None) -> str | None:
-        return str((self.data_root / Path(path).expanduser()).resolve()) if path else None
+        if not path:
+            return None
+        whole = str((self.data_root / Path(path).expanduser()).resolve())
+        return f"{whole}/" if Path(whole).is_dir() else whole  # a folder's name may have a dot
 
     def _fingerprint(self, files: Callable[[], list[Path]], weights: bool = False) -> str | None:
         try:
             paths = tuple(files())
-        except (BackboneError, TaskError) as error:
-            self.report.append(str(error))
+        except BackboneError as error:
+            (self.missing if isinstance(error, BackboneNotAtHand) else self.problems).append(str(error))
             return None
         if paths and paths not in self.seen:
-            # names count inside a model directory; of two data files only the order does
             self.seen[paths] = fingerprint(paths, sampled=weights)
         return self.seen.get(paths)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from sweeper.plan import Plan
 
+WORTH_A_LINE_S = 2.0  # what takes less is over before anybody wonders
+
 
 class Progress:
     """Counts ends. `done`: trials that were over before this run."""
@@ -40,6 +42,11 @@ class Progress:
                 score = f"stopped at step {result.get('step', 0):g}" + (f", {score}" if score else "")
         score += f", recorded by {elsewhere}" if elsewhere else ""
         print(f"[{self.done}/{len(self.trials)}] {who}: {score}{self._left()}", flush=True)
+        invalid = result.get("data/invalid") or 0
+        if invalid > 0 and trial.objective is None:
+            print(
+                f"  {invalid:.0f} rows of {trial.task.name} cannot be used and are left out (invalid: drop)", flush=True
+            )
         cut = result.get("data/train_cut") or 0
         if cut > 0 and trial.objective is None:  # once a backbone and task: they are the same for all its trials
             print(
@@ -75,9 +82,11 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             yield update
         return
     last = [time.monotonic()]
+    began = last[0]
 
     def line(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > 10 or (done == total and total):
+        ended = done == total and total and time.monotonic() - began > WORTH_A_LINE_S
+        if time.monotonic() - last[0] > 10 or ended:
             last[0] = time.monotonic()
             print(f"{title}: {unit} {done} of {total}", file=sys.stderr, flush=True)
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jobs.files import write_text
 from jobs.plugins import objective_named
 from jobs.spec import Gate, ObjectiveSpec
-from jobs.yardsticks import PRIMARY, YARDSTICKS, regime
+from jobs.yardsticks import HARDLY_ENDS, PRIMARY, TRUNCATED, YARDSTICKS, regime
 from sweeper.continuum import AHEAD, ALONE, BACKBONE, BEHIND, HELDOUT_NLL, LEVEL, NLL, NOT_FINISHED, OPEN
 from sweeper.continuum import alpha_curve as alpha_curve_of
 from sweeper.continuum import gains as gains_of
@@ -67,6 +67,7 @@ def write_report(
     answers = answer(records["verdicts"], records["gains"])
     measured = cells_of(records["gains"], title)
     next_rows = [_next(advice) for advice in outlook(measured)] if len(measured) > 1 else []
+    endless = endless_of(table)
     meaning = YARDSTICKS[PRIMARY]
     numbers = {
         "title": title,
@@ -77,6 +78,7 @@ def write_report(
         **records,
         "next": next_rows,
         "data": data_of(table),
+        "endless": endless,
         "forecasts": ranked,
         "not_finished": problems,
         "facts": facts,
@@ -86,7 +88,10 @@ def write_report(
         answers=answers,
         counts=counts,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
-        cells=[v | {"rows": _rows_of(v, records["leaderboard"])} for v in records["verdicts"]],
+        cells=[
+            v | {"rows": _rows_of(v, records["leaderboard"]), "endless": _endless_in(v, endless)}
+            for v in records["verdicts"]
+        ],
         data=data_of(table),
         next_rows=next_rows,
         lost=regrets(check(measured)),
@@ -129,6 +134,23 @@ def objectives_of(table: pd.DataFrame) -> dict[str, ObjectiveSpec]:
     return {label: found[label] for label in sorted(found)}
 
 
+def endless_of(table: pd.DataFrame) -> list[Row]:
+    """Backbones and objectives whose sampled answers mostly run into max_new_tokens: their mean share, over seeds."""
+    if TRUNCATED not in table:
+        return []
+    done = table[(table["status"] == "finished") & table[TRUNCATED].notna()]
+    cells = done.astype({TRUNCATED: float}).groupby(["backbone", "task", "objective"], sort=False)[TRUNCATED].mean()
+    rows = [_plain(row) for row in cells.rename("truncated_rate").reset_index().to_dict("records")]
+    return [row for row in rows if row["truncated_rate"] > HARDLY_ENDS]
+
+
+def _endless_in(cell: Row, endless: list[Row]) -> str:
+    """The objectives of a cell whose answers hardly end, with their shares; empty for none."""
+    mine = [row for row in endless if (row["backbone"], row["task"]) == (cell["backbone"], cell["task"])]
+    named = [("the backbone before SFT" if r["objective"] == BACKBONE else r["objective"], r) for r in mine]
+    return ", ".join(f"{name} ({row['truncated_rate']:.0%})" for name, row in named)
+
+
 def data_of(table: pd.DataFrame) -> list[Row]:
     """What was trained and measured on, a row for each corpus: sizes, hashes, what was cut or dropped, what leaks."""
     found: dict[str, Row] = {}
@@ -136,7 +158,9 @@ def data_of(table: pd.DataFrame) -> list[Row]:
         corpus = json.loads(row["corpus"])
         if "version" not in corpus:  # recorded when leaks were counted over templates, too
             corpus |= {"leaks": None, "problems": {}}
-        mine = found.setdefault(corpus["digest"], {"task": row["task"], **corpus, **dict.fromkeys(CUTS, 0)})
+        mine = found.setdefault(
+            corpus["digest"], {"task": row["task"], "answers": None, **corpus, **dict.fromkeys(CUTS, 0)}
+        )
         for name in CUTS:
             value = row[name]
             mine[name] = max(mine[name], 0 if pd.isna(value) else int(value))

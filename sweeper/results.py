@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.record import DAMAGED
-from jobs.yardsticks import CAPABILITY, YARDSTICKS
+from jobs.yardsticks import CAPABILITY, TRUNCATED, YARDSTICKS
 from sweeper.store import Store
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
     (race, scheduler, hand), error (a line), failure_kind and traceback (jobs/failure.py), steps, setup_s and train_s
     (jobs/clock.py), mlflow_run_id, CUTS (how many examples were longer than max_length), corpus (JSON: what it was
     trained and measured on, jobs/corpus.py), base_mean_p (the backbone's mean p on the training set, Eq. 5), every
-    yardstick at the trial's last evaluation (its worst value where the trial diverged), and base/<yardstick> for the
-    backbone.
+    yardstick at the trial's last evaluation (its worst value where the trial diverged), task/truncated_rate (share of
+    sampled answers that did not end by themselves), and base/<yardstick> for the backbone.
     """
     import pandas as pd
 
@@ -95,6 +95,7 @@ def results(store: Store, sweep: str, run_ids: dict[str, str] | None = None) -> 
                 "corpus": json.dumps(corpus) if (corpus := (result or {}).get("corpus")) else None,
                 CAPABILITY: final.get(CAPABILITY),
                 **{yardstick: final.get(yardstick) for yardstick in YARDSTICKS},
+                TRUNCATED: final.get(TRUNCATED),
             }
             for name in names
         ]

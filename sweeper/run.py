@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,20 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connect import HEAD, connected, nodes
 from cluster.resources import Node, Shape, lanes_that_fit, total
-from jobs.backbone import check_backbone, convert_gguf, has_chat_template, positions_of
-from jobs.failure import Failure
-from jobs.pretrain import pretrain
+from jobs.failure import Failure, Kind
 from jobs.record import DAMAGED
-from jobs.sources import NO_TEMPLATE, TaskError
 from jobs.spec import TrialSpec
-from jobs.task_spec import TaskSpec
 from sweeper import control
 from sweeper.fitting import fitting
 from sweeper.gpu_memory import placed, shape_of, smallest_shape
 from sweeper.grouping import in_order, kin_of
+from sweeper.inputs import Refused, checked, prepared
 from sweeper.kept import weights_not_kept
 from sweeper.plan import Plan
-from sweeper.progress import Progress, bar
+from sweeper.progress import Progress
 from sweeper.race import standing
 from sweeper.results import OVER, status_of
 from sweeper.retries import Retries
@@ -61,10 +56,14 @@ def run_sweep(plan: Plan, store: Store, uri: str, address: str | None, data_root
             raise SpecError(plan.spec.source, [reason])
         damaged = _damaged(store, plan)
         pending = [trial for trial in pending_trials(store, plan) if trial.key not in damaged]
-        read = check_inputs(pending, store.root)
+        read, refused = checked(pending, store.root)
+        if len(pending) == len(plan.trials):  # else something was trained, and the report stands
+            refused.raise_if_all(pending)
         facts = {"source": plan.spec.source, "tracking_uri": uri, "data_root": str(data_root.resolve()), "owner": owner}
         store.save_plan(name, plan.spec.text, plan.trials, facts)
         say = Progress(plan, len(plan.trials) - len(pending))
+        _turned_away(refused, store, say)
+        pending = refused.left(pending)
         with TrackingThread(store, name, uri, say.line) as tracking:
             if pending:
                 with connected(address, preload="jobs.preload"):
@@ -84,62 +83,14 @@ def _damaged(store: Store, plan: Plan) -> dict[str, str]:
     return found
 
 
-def check_inputs(trials: list[TrialSpec], root: Path) -> Reader:
-    """Read every backbone's small files, and the rows of tasks that no earlier run has read, before anything starts.
-
-    Returns what has read them, for `prepare`, so that nothing is read twice.
-    Raises TaskError, BackboneError or SpecError.
-    """
-    if any(trial.evaluation.engine == "vllm" for trial in trials) and importlib.util.find_spec("vllm") is None:
-        reason = "vllm is not installed; pip install 'objective-continuum[vllm]', or leave engine out for transformers"
-        raise SpecError("evaluation.engine", [reason])
-    from jobs.corpus import Reader
-
-    read = Reader(root)
-    for task in dict.fromkeys(trial.task for trial in trials):
-        read.check(task)
-    for backbone, length in {(trial.backbone, trial.train.max_length) for trial in trials}:
-        check_backbone(backbone, root, length)
-    for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
-        if _has_chats(task) and not has_chat_template(backbone, root):
-            raise TaskError(f"task '{task.name}', backbone '{backbone.name}': {NO_TEMPLATE}")
-    return read
-
-
-def _has_chats(task: TaskSpec) -> bool:
-    return any(one.messages or one.system for one in (task, *task.benchmarks)) or any(map(_has_chats, task.parts))
-
-
-def prepare(trials: list[TrialSpec], root: Path, read: Reader | None = None) -> None:
-    """Make what trials load, once a storage: built-in backbones, unpacked GGUF files, tasks as token ids.
-
-    Raises TaskError where examples do not fit in a trial's max_length, or problems and their answers in the backbone's
-    positions; BackboneError for a GGUF that cannot be trained.
-    """
-    from jobs.corpus import Reader, corpus_for
-
-    builtin: dict[str, set[int]] = {}
-    for trial in trials:
-        backbone = trial.backbone
-        if backbone.builtin is not None:
-            builtin.setdefault(backbone.builtin, set()).add(backbone.pretrain_steps or 0)
-        elif backbone.gguf is not None:
-            convert_gguf(backbone, root)
-            check_backbone(backbone, root, trial.train.max_length)
-    for name, steps in builtin.items():
-        with bar(f"pre-training {name}", "step") as progress:
-            pretrain(root, name, steps, progress)
-    made, read = {}, read or Reader(root)
-    for backbone, task in dict.fromkeys((trial.backbone.bare(), trial.task) for trial in trials):
-        with bar(f"tokenising {task.name} for {backbone.name}", "example") as progress:
-            made[backbone, task] = corpus_for(backbone, task, root, progress, read)
-    cuts = {(t.backbone.bare(), t.task, t.train.max_length, t.train.overlong) for t in trials}
-    with warnings.catch_warnings(action="ignore"):  # what is cut is said with the backbone's measure
-        for backbone, task, max_length, overlong in cuts:
-            made[backbone, task].rows("train", max_length, overlong)
-            made[backbone, task].heldout_rows(max_length, overlong)
-    for backbone, task, longest in {(t.backbone.bare(), t.task, t.evaluation.max_new_tokens) for t in trials}:
-        made[backbone, task].check_positions(backbone.name, positions_of(backbone, root), longest)
+def _turned_away(refused: Refused, store: Store, say: Progress) -> None:
+    """Record the trials whose backbone refuses the task: they failed, and no worker has to find out."""
+    for key, reason in refused.reasons.items():
+        folder = store.trial(key)
+        folder.create(say.trials[key])
+        failure = Failure(Kind.ERROR, "TaskError", reason, "", "", None)
+        folder.finish("failed", error=failure.line, failure=failure.record())
+        say.ended(key, "failed", {"error": reason})
 
 
 def _tune_or_say_why_not(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, *more: Any) -> None:
@@ -191,15 +142,17 @@ def _tune(
         board, trials, places, store.root, settings.name, share, settings.concurrency, Retries(settings.max_failures),
         partial(_stop_requests, store, settings.name, shared, say), say.line,
     ):  # fmt: skip
-        prepare(pending, store.root, read)  # while the lanes come up
+        refused = prepared(pending, store.root, read)  # while the lanes come up
+        refused.raise_if_all(plan.trials)
+        _turned_away(refused, store, say)
+        keys = [trial.key for trial in refused.left(pending)]
         # one more than lanes train, so that the next trial is posted when a lane comes free
         most = count * max([1, *(one.most for one in kin.values())]) + 1
         callback, folder = _callback(store, say), store.sweep_dir(settings.name)
         with watch.beside(store, settings.name):
-            for round_ in _rounds(plan, store, list(specs), say, shared):
-                keys = in_order(list(round_), kin)
+            for round_ in _rounds(plan, store, keys, say, shared):
                 ray.get(board.hold.remote(round_))
-                tune_round(keys, board, most, scheduler, callback, folder)
+                tune_round(in_order(list(round_), kin), board, most, scheduler, callback, folder)
 
 
 def _stop_requests(store: Store, sweep: str, shared: Shared, say: Progress) -> list[str]:

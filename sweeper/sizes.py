@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 from jobs.backbone import BackboneError, gguf_file, local_dir
 from jobs.pretrain import ALPHABET, RECIPE, SPECIAL
-from jobs.sources import TaskError
 from jobs.spec import BackboneSpec, LoraSpec
 from jobs.task_spec import TaskSpec
-from jobs.tasks import load_task
+from jobs.weights import read_config
+from sweeper.task_facts import task_facts
 
 CHARS_PER_TOKEN = 4.0  # usual of byte-level BPE on English; the built-in tokenizer has 1
-SAMPLED = 32  # items of a generator, for the length of its examples
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,10 @@ def model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
         return shape_of_config(config)
     folder = local_dir(backbone, root)
     if folder is not None and (folder / "config.json").is_file():
-        return shape_of_config(json.loads((folder / "config.json").read_text()))
+        try:
+            return shape_of_config(read_config(folder, backbone.name))
+        except BackboneError:
+            return None
     if backbone.gguf is not None:
         try:
             size = gguf_file(backbone).stat().st_size
@@ -67,32 +68,22 @@ def model_shape(backbone: BackboneSpec, root: Path) -> Shape | None:
 
 def shape_of_config(config: dict[str, Any]) -> Shape | None:
     """A decoder of the Llama kind: attention with grouped keys, gated MLP, two norms; biases (of Qwen) are left out."""
-    try:
-        hidden, layers, vocab = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
-        inner = config["intermediate_size"]
-    except KeyError:
-        return None
     heads = config.get("num_attention_heads", 1)
-    keys = hidden * (config.get("num_key_value_heads") or heads) // heads
+    groups = config.get("num_key_value_heads") or heads
+    names = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+    sizes: list[Any] = [config.get(name) for name in names]
+    if not all(type(size) is int and size > 0 for size in (*sizes, heads, groups)):
+        return None  # of another kind, or wrong: a run says what is wrong with it
+    hidden, layers, vocab, inner = sizes
+    keys = hidden * groups // heads
     block = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
     return Shape(layers * block + embeddings + hidden, hidden, layers, vocab, heads, keys, inner)
 
 
-@lru_cache(maxsize=64)
 def task_size(task: TaskSpec, characters: bool) -> tuple[int, float]:
-    """Training examples, and mean tokens of an example."""
+    """Training examples, and mean tokens of an example. Raises TaskError."""
     if task.expected is not None and (task.hub or task.parts or task.generator):
         return min(task.expected.examples, task.train_examples or task.expected.examples), float(task.expected.tokens)
-    if task.hub or any(part.hub for part in task.parts):
-        raise TaskError(f"task '{task.name}': nobody asks the hub for a plan; give it `expected`")
-    drawn = task
-    if task.generator is not None:  # item i is a function of i: a few of them tell the length
-        few = task.generator.model_copy(update={"size": min(SAMPLED, task.generator.size), "heldout_size": 1})
-        drawn = task.model_copy(update={"generator": few, "train_examples": None, "noise": 0.0, "benchmarks": ()})
-    examples = load_task(drawn).train
-    count = len(examples) if task.generator is None else min(task.generator.size, task.train_examples or 10**9)
-    some = examples[:512]
-    turns = sum(len(turn.content) for example in some for turn in example.messages)
-    chars = (turns + sum(len(example.prompt) + len(example.response) for example in some)) / len(some)
-    return count, chars / (1.0 if characters else CHARS_PER_TOKEN) + 1
+    facts = task_facts(task)
+    return facts.train, facts.characters / (1.0 if characters else CHARS_PER_TOKEN) + 1

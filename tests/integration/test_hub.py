@@ -25,12 +25,18 @@ from jobs.sources import TaskError
 from jobs.spec import BackboneSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import load_task
+from jobs.weights_check import check_weights
 
 for kind, fields in json.loads(sys.argv[1]):
     try:
         if kind == "model":
             spec = BackboneSpec.model_validate(fields)
             check_backbone(spec, Path("."), 8)
+            check_weights(spec, Path("."))
+            if fields.get("name") == "headers":
+                said = "headers"
+                print(json.dumps(said), flush=True)
+                continue
             said = sum(float(p.double().sum()) for p in load_backbone(spec, Path(".")).state_dict().values())
         else:
             data = load_task(TaskSpec.model_validate(fields))
@@ -79,6 +85,12 @@ def weight_sum(files: dict[str, bytes]) -> float:
     return sum(float(p.double().sum()) for p in load(files["model.safetensors"]).values())
 
 
+def headless(weights: bytes) -> bytes:
+    from safetensors.torch import load, save
+
+    return save({name: value for name, value in load(weights).items() if name != "lm_head.weight"})
+
+
 def parquet(count: int, response: str) -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -113,6 +125,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     pickled = {n.replace("model.safetensors", "pytorch_model.bin"): b for n, b in files.items()}
     made.models["org/pickled"] = Repo()
     made.models["org/pickled"].commit(pickled, "main")
+    made.models["org/headless"], made.models["org/adapted"] = Repo(), Repo()
+    made.models["org/headless"].commit(files | {"model.safetensors": headless(files["model.safetensors"])}, "main")
+    made.models["org/adapted"].commit(files | {"adapter_config.json": b"{}"}, "main")
     for kind in (made.models, made.datasets):
         kind["org/gated"] = Repo(gated=True)
         kind["org/gated"].commit({"config.json": b"{}"}, "main")
@@ -164,6 +179,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
      "not found. Available: ['default']; name one that it has"),
     ("model", {"hub": "org/pickled"}, "backbone 'pickled': org/pickled has no *.safetensors; other formats are not "
      "loaded: convert it once and give its directory as path"),
+    ("model", {"hub": "org/headless"}, "backbone 'headless': org/headless: 1 tensor is missing: lm_head.weight. A "
+     "missing tensor would be drawn at random: save the model again, whole"),
+    ("model", {"hub": "org/adapted"}, "backbone 'adapted': org/adapted holds a full model and an adapter "
+     "(adapter_config.json), which transformers would add to the model without a word; move the adapter's files "
+     "elsewhere to train the model alone, or merge the adapter into it"),
     ("model", {"hub": "a/b/c"}, "backbone 'c': a/b/c is no id of the hub; write ORGANISATION/NAME, or give a "
      "local directory as path"),
 ]  # fmt: skip
@@ -176,6 +196,16 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_instead(hub: Hub, tmp_p
         **({} if token is None else {"HF_TOKEN": token}),
     )  # fmt: skip
     assert said == [message for *_, message in REFUSED]
+
+
+def test_a_hub_models_tensors_are_compared_by_their_headers_alone(hub: Hub, tmp_path: Path) -> None:
+    """No weights are downloaded for it; a second look at the same commit asks for no header."""
+    case = ("model", {"hub": "org/tiny", "name": "headers"})
+    for headers in (True, False):
+        hub.asked.clear()
+        assert ask(hub.url, tmp_path / "cache", case) == ["headers"]
+        assert any(asked.endswith("model.safetensors") and asked.startswith("GET") for asked in hub.asked) == headers
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
 def test_without_a_network_the_line_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import jobs.corpus
 from jobs.backbone import BackboneError, load_tokenizer
 from jobs.chats import Turn
 from jobs.corpus import Reader, corpus, corpus_dir, corpus_for, tokeniser_digest
-from jobs.data import tokenise
+from jobs.data import Encoder, tokenise
 from jobs.files import fingerprint, locked
 from jobs.hf import import_transformers
 from jobs.leaks import leaks
@@ -25,11 +25,24 @@ from jobs.spec import BackboneSpec, TrialSpec
 from jobs.task_spec import TaskSpec
 from jobs.tasks import Example, TaskData, load_task
 from jobs.train import prepared_for
-from sweeper.run import check_inputs, prepare
+from sweeper.inputs import check_inputs, prepare
 
 from .test_backbone import gguf
 
 TASK = TaskSpec(builtin="addition", noise=0.3, train_examples=500, heldout_examples=40)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many examples each call of Encoder.encode has got."""
+    real: Any = Encoder.encode
+    calls: list[int] = []
+
+    def encode(self: Encoder, examples: list[Example]) -> Any:
+        calls.append(len(examples))
+        return real(self, examples)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    return calls
 
 
 def test_a_corpus_holds_what_tokenising_gives(tmp_path: Path) -> None:
@@ -43,6 +56,14 @@ def test_a_corpus_holds_what_tokenising_gives(tmp_path: Path) -> None:
     assert made.heldout() == data.heldout
     assert made.facts["noisy"] == 150
     assert made.facts["train"]["examples"] == 500
+
+
+def weights(folder: Path, kind: str, **fields: Any) -> None:
+    """A tiny model's, with its config.json."""
+    hf = import_transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": len(char_tokenizer())}
+    sizes |= {"intermediate_size": 8, "num_attention_heads": 1} if kind == "llama" else {"state_size": 2}
+    hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(kind, **sizes, **fields)).save_pretrained(folder)
 
 
 def test_it_is_made_once_and_found_again_whatever_a_trials_max_length(tmp_path: Path) -> None:
@@ -100,13 +121,7 @@ def test_a_killed_tokenisation_goes_on_after_its_last_whole_part(
 
     with pytest.raises(KeyboardInterrupt):
         corpus(char_tokenizer(), TASK, tmp_path, killed)
-    real, tokenised = jobs.corpus.tokenise, []
-
-    def counted(tokenizer: object, examples: list[Example]) -> list[object]:
-        tokenised.append(len(examples))
-        return real(tokenizer, examples)  # type: ignore[arg-type,return-value]
-
-    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    tokenised = counted(monkeypatch)
     made = corpus(char_tokenizer(), TASK, tmp_path)
     assert tokenised == [100, 100, 40]  # two parts of five, and the held-out examples
     assert made.facts["runs"] == 2
@@ -137,7 +152,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The driver, then each trial as in a process of its own; what they say in their records is one corpus."""
     backbone = tmp_path / "model"
     char_tokenizer().save_pretrained(backbone)
-    import_transformers().LlamaConfig().save_pretrained(backbone)
+    weights(backbone, "llama")
     fields = {
         "backbone": {"path": str(backbone), "fingerprint": "f"}, "task": TASK.model_dump(), "evaluation": {},
         "train": {"lr": 1e-3, "steps": 10},
@@ -147,13 +162,7 @@ def test_twelve_trials_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for name in ("nll", "one-minus-p", "adaptive", "asft")
         for seed, execution in enumerate(({}, {"workers": 2}, {"packing": True}))
     ]
-    real, calls = jobs.corpus.tokenise, []
-
-    def counted(tokenizer: Any, examples: Any) -> Any:
-        calls.append(len(examples))
-        return real(tokenizer, examples)
-
-    monkeypatch.setattr(jobs.corpus, "tokenise", counted)
+    calls = counted(monkeypatch)
     prepare(trials, tmp_path)
     records = []
     for trial in trials:
@@ -186,7 +195,7 @@ def test_a_task_is_read_once_and_not_again_by_a_run_that_finds_its_corpus(
             tokenizer = char_tokenizer()
             tokenizer.chat_template = "{{ messages[0].content }}" + "=" * len(name)
             tokenizer.save_pretrained(tmp_path / name)
-            import_transformers().LlamaConfig().save_pretrained(tmp_path / name)
+            weights(tmp_path / name, "llama")
         fields = {"evaluation": {}, "train": {"lr": 1e-3, "steps": 10}, "seed": 0, "objective": {"name": "nll"}}
         return [
             TrialSpec.model_validate(fields | {"backbone": {"path": str(tmp_path / name)}, "task": TASK.model_dump()})
@@ -252,9 +261,10 @@ def asking(tmp_path: Path, positions: int | None, **evaluation: int) -> list[Tri
     """A trial with a benchmark of 7 tokens on a backbone of so many positions, which a word costs a token each."""
     folder = tmp_path / f"model-{positions}"
     char_tokenizer().save_pretrained(folder)
-    hf = import_transformers()
-    config = hf.MambaConfig() if positions is None else hf.LlamaConfig(max_position_embeddings=positions)
-    config.save_pretrained(folder)
+    if positions is None:
+        weights(folder, "mamba")
+    else:
+        weights(folder, "llama", max_position_embeddings=positions)
     (tmp_path / "b.jsonl").write_text('{"prompt": "1+2=", "response": "3"}\n{"prompt": "12+345=", "response": "357"}\n')
     fields = {"train": {"lr": 1e-3, "steps": 10, "max_length": 16}, "seed": 0, "objective": {"name": "nll"}}
     task = TASK.model_dump() | {"benchmarks": [{"name": "sums", "path": str(tmp_path / "b.jsonl")}]}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.sources import TaskError
+from sweeper.inputs import check_inputs
 from sweeper.plan import make_plan
-from sweeper.run import check_inputs
 from sweeper.spec import SpecError, parse_sweep
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.answers import Answer, Reading
 from jobs.engine import ensure_process_group
-from jobs.evaluate import Answer, answering
+from jobs.evaluate import answering
 from jobs.hf import import_transformers
 from jobs.pretrain import char_tokenizer
 from jobs.spec import EvalSpec, TrialSpec
@@ -15,7 +16,13 @@ PROMPTS = ("12+34=", "r417=", "1", "cabj=380714")
 
 
 def answers(
-    model: Any, cache: str, samples: int, temperature: float = 1.0, seed: int = 7, **execution: Any
+    model: Any,
+    cache: str,
+    samples: int,
+    temperature: float = 1.0,
+    seed: int = 7,
+    stop: tuple[str, ...] = (),
+    **execution: Any,
 ) -> list[Answer]:
     trial = TrialSpec.model_validate(
         {
@@ -26,7 +33,8 @@ def answers(
     )  # fmt: skip
     ensure_process_group()
     tokenizer = char_tokenizer()
-    with answering(model, tokenizer, trial) as answer:
+    reading = Reading(tokenizer, (int(tokenizer.eos_token_id),), stop)
+    with answering(model, reading, trial) as answer:
         return answer([tokenizer(prompt)["input_ids"] for prompt in PROMPTS], samples, temperature, seed)
 
 
@@ -80,3 +88,22 @@ def test_fewer_at_once_draw_what_the_whole_batch_draws(model: Any, samples: int,
     hotter = answers(model, "dynamic", 3, 2.0, evaluate_at_once=at_once)
     assert hotter == answers(model, "dynamic", 3, 2.0)
     assert hotter != answers(model, "dynamic", 3, 2.0, seed=8, evaluate_at_once=at_once)
+
+
+def test_a_stop_text_ends_generation_there_and_changes_nothing_before(model: Any) -> None:
+    """Of two signs, the second pair of some greedy answer; a row that has it stops, and others go on."""
+    whole = answers(model, "dynamic", 0)
+    longest = max(whole, key=lambda answer: answer.tokens)
+    stop = longest.text[2:4]
+    cut = answers(model, "dynamic", 0, stop=(stop,))
+    for one, other in zip(whole, cut, strict=True):
+        before, found, _ = one.text.partition(stop)
+        assert (other.text, other.ended) == (before, bool(found) or one.ended)
+        assert other.tokens >= len(before)  # a sign a token, and special ones that are no text
+    assert any(stop in answer.text for answer in whole)
+
+
+def test_the_models_own_generation_settings_are_left_as_they_were(model: Any) -> None:
+    own = model.generation_config
+    answers(model, "dynamic", 2)
+    assert model.generation_config is own

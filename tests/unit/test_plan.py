@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs.files import BLOCK, WHOLE_BELOW, fingerprint
 from sweeper.cli import main
@@ -170,8 +172,8 @@ def test_a_model_directory_is_named_by_its_files(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"no \*.safetensors in .*; other formats are not loaded"):
         make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True)
     keys = []
-    for weights in (b"1", b"1", b"2"):
-        (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+    for value in (1.0, 1.0, 2.0):
+        save_file({"w": np.array([value])}, tmp_path / "model" / "model.safetensors")
         keys.append(make_plan(parse_sweep(text, "t.yaml"), tmp_path, require_files=True).trials[-1].key)
     assert keys[0] == keys[1] != keys[2]
 

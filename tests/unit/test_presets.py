@@ -94,8 +94,9 @@ BENCHMARKS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"question": "Which {n}?", "options": "A. x\nB. y", "answer_idx": "B"}, f"B. y\n{LETTERS}", "\\boxed{B}", "?",
     ),
     "pubmedqa": (
-        {"question": "Does it {n}?", "context": {"contexts": ["It does."]}, "final_decision": "yes"},
-        "Does it {n}?\nReason step by step and put yes, no or maybe into \\boxed{}.", "\\boxed{yes}", "\\boxed{no}",
+        {"question": "Does it {n}?", "context": {"contexts": ["It may.", "It does."]}, "final_decision": "yes"},
+        "It may.\nIt does.\nDoes it {n}?\nReason step by step and put yes, no or maybe into \\boxed{}.",
+        "\\boxed{yes}", "\\boxed{no}",
     ),
     "figfont-exact": ({"question": "## {n}", "answer": "USNIC"}, "## {n}", "USNIC", "USN"),
     "figfont-similarity": ({"question": "## {n}", "answer": "USNIC"}, "## {n}", "usnic", "xo"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import sandbox
-from jobs.answers import without_thinking
+from jobs.answer_text import without_thinking
 from jobs.programs import asked_names, program_of
 
 ROOT = Path(__file__).parents[2]

@@ -44,6 +44,7 @@ CORPUS = {
     "train": {"examples": 900, "tokens": 9000, "targets": 4000, "longest": 80, "sha256": "aaaabbbbcccc"},
     "heldout": {"examples": 40, "tokens": 400, "targets": 160, "longest": 70, "sha256": "ddddeeeeffff"},
     "leaks": {"measured": 40, "exact": 1, "ngram": 4, "pairs": [[7, 0]]},
+    "invalid": {"rows": 7, "reasons": ["d.jsonl:3: no text"]},
 }  # fmt: skip
 
 
@@ -136,6 +137,7 @@ def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -
     assert (
         'training <span class="behind">3 cut, 0 dropped</span>; held-out <span class="behind">0 cut, 5 dropped' in html
     )
+    assert 'title="d.jsonl:3: no text">7 invalid rows left out</span>' in html
     assert "1 questions, 4 with a run of 13 words, of 40" in html
     assert 'title="aaaabbbbcccc"' in html
     assert 'sums <span title="0a0b0c0d0e0f">0a0b0c0d</span>' in html
@@ -146,7 +148,7 @@ def test_the_data_are_named_with_hashes_cuts_and_leaks(paths: dict[str, Path]) -
 
 def test_what_no_trial_has_cut_is_said_of_each_kind(table: pd.DataFrame, tmp_path: Path) -> None:
     whole = table.assign(**dict.fromkeys(CUTS[:2], 0.0), **dict.fromkeys(CUTS[2:], float("nan")))  # of an old record
-    assert "<td>training none; held-out none</td>" in write_report(whole, tmp_path, "s", {})["report.html"].read_text()
+    assert "<td>training none; held-out none; " in write_report(whole, tmp_path, "s", {})["report.html"].read_text()
 
 
 def test_leaks_of_an_earlier_count_are_not_shown(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -299,3 +301,24 @@ def test_what_was_forecast_stands_beside_what_came_of_it(table: pd.DataFrame, tm
     assert "30 % assumed wrong" in html
     assert "all forecasts are equal" in html  # of mean p and -log p
     assert "What was forecast" not in write_report(table, tmp_path, "s", {})["report.html"].read_text()
+
+
+def test_answers_that_hardly_end_are_said_beside_the_score(table: pd.DataFrame, tmp_path: Path) -> None:
+    ended = {"sentence": "an answer ends with <end>", "notes": ["3 responses end so already"]}
+    rate = {("weak", "backbone"): 0.97, ("weak", "nll"): 0.2, ("strong", "one-minus-p"): 0.6, ("strong", "nll"): 0.5}
+    shares = [rate.get((row["backbone"], row["objective"])) for row in table.to_dict("records")]
+    told = table.assign(**{"task/truncated_rate": shares, "corpus": json.dumps(CORPUS | {"answers": ended})})
+    written = write_report(told, tmp_path, "s", {})
+    html = written["report.html"].read_text()
+    said = re.findall(r"Answers that hardly end by themselves within max_new_tokens: ([^.]*)\.", html)
+    assert said == ["the backbone before SFT (97%)", "one-minus-p (60%)"]
+    assert "an answer ends with &lt;end&gt;" in html
+    assert "3 responses end so already" in html
+    endless = json.loads(written["report.json"].read_text())["endless"]
+    assert [(row["backbone"], row["objective"]) for row in endless] == [("weak", "backbone"), ("strong", "one-minus-p")]
+
+
+def test_older_records_say_nothing_of_ends(paths: dict[str, Path]) -> None:
+    html = paths["report.html"].read_text()
+    assert "hardly end" not in html
+    assert "<td>not recorded</td>" in html

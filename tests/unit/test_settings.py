@@ -25,8 +25,9 @@ ALLOWED = {  # heavy package -> the files that may import it
     "transformers": {
         f"jobs/{m}.py"
         for m in (
-            "hf", "backbone", "corpus", "course", "data", "evaluate", "forecast", "pretrain", "probe", "sharded",
-            "together", "train", "vllm_engine",
+            "hf", "answers", "backbone", "continuation", "corpus", "course", "data", "ending", "evaluate", "forecast",
+            "layout", "pretrain", "probe", "rendering", "saving", "sharded", "show", "together", "train",
+            "vllm_engine", "weights_check",
         )
     },
 }  # fmt: skip
