@@ -107,6 +107,10 @@ def _index(example: Example) -> str:
     return "; where it is an index, '{answer:letter}' (0 is A) or '{answer:letter-from-1}' makes a letter of it"
 
 
+def _one_prompt(examples: list[Example]) -> bool:
+    return len(examples) > 1 and len({(example.prompt, example.messages) for example in examples}) == 1
+
+
 def _load(task: TaskSpec) -> TaskData:
     left_out = LeftOut()
     train, heldout = (for_template(examples, task) for examples in _both(task, left_out))
@@ -114,6 +118,7 @@ def _load(task: TaskSpec) -> TaskData:
         raise TaskError(
             f"task '{task.name}': {len(train)} training and {len(heldout)} held-out examples; both need some"
             + (f"; {left_out}" if left_out.rows else "")
+            + ("; all rows have the same prompt, and equal prompts stay on one side" if _one_prompt(train) else "")
         )
     shuffled = random.Random(f"subset {task.data_seed}").sample(train, len(train))
     train = [replace(example, entry=None) for example in shuffled[: task.train_examples]]
