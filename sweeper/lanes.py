@@ -33,6 +33,8 @@ from sweeper.lane_policy import Lane, changes, lanes_wanted, why_waiting
 from sweeper.lane_trainer import LaneTrainer
 from sweeper.retries import Breaker, Retries
 
+# the board has died, or Ray's memory monitor has killed it
+BOARD_LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 GIB = 1 << 30
 START_ATTEMPTS = 10  # of a lane whose workers cannot be placed; Ray Train's default is without end
 FRUITLESS = 3  # lanes of a shape in a row whose workers never came: then none will
@@ -78,6 +80,7 @@ class LanePool:
         self.manager = threading.Thread(target=self._manage, daemon=True)
 
     def __enter__(self) -> LanePool:
+        self._clear_what_dead_drivers_left()
         self.manager.start()
         return self
 
@@ -91,7 +94,7 @@ class LanePool:
         self.manager.join()
         for lane in list(self.lanes.values()):
             lane.unwanted.set()
-        if kind is not None and issubclass(kind, ray.exceptions.RayActorError):  # the board is lost: its lanes end, too
+        if kind is not None and issubclass(kind, BOARD_LOST):  # the board is lost: its lanes end, too
             self.aborted = True
             self._join(60)
         elif kind is None:
@@ -113,6 +116,13 @@ class LanePool:
         self.share.leave()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _clear_what_dead_drivers_left(self) -> None:
+        """Folders of Ray Train's. This driver holds the sweep's lock, so no other one of that name lives."""
+        prefix = self.folder.name.rpartition("-")[0]
+        for folder in self.folder.parent.glob(f"{prefix}-*"):
+            if folder.name.removeprefix(f"{prefix}-").isdigit():
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _join(self, timeout_s: float) -> None:
         """Of every lane's thread, ended ones too: what a thread still holds of Ray may not outlive Ray."""
         end = time.monotonic() + timeout_s
@@ -128,7 +138,7 @@ class LanePool:
                 raise
             try:  # nobody would open a lane again
                 ray.get(self.board.give_up.remote(Failure.of(error).record()))
-            except ray.exceptions.RayActorError:
+            except BOARD_LOST:
                 return  # that is the reason, and the driver says it
             raise
 
@@ -184,7 +194,7 @@ class LanePool:
     def _run(self, lane: Lane) -> None:
         try:
             self._train(lane)
-        except ray.exceptions.RayActorError:
+        except BOARD_LOST:
             pass  # there is no board any more, and the driver says so
         finally:
             del self.lanes[lane.name]

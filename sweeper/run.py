@@ -94,11 +94,11 @@ def _turned_away(refused: Refused, store: Store, say: Progress) -> None:
 
 
 def _tune_or_say_why_not(plan: Plan, pending: list[TrialSpec], store: Store, say: Progress, *more: Any) -> None:
-    from ray.exceptions import RayActorError
+    from sweeper.lanes import BOARD_LOST
 
     try:
         _tune(plan, pending, store, say, *more)
-    except RayActorError as error:
+    except BOARD_LOST as error:
         say.line(f"{BOARD_DIED} ({str(error).splitlines()[0]})")
 
 

@@ -46,6 +46,7 @@ MLFLOW_ENV = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it would tell its makers of every run
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a line for each run, between a sweep's own
 }
 ABOUT = """One run a trial, nested below this sweep; the run called *backbone* is the model before training.
 

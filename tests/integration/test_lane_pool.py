@@ -120,6 +120,9 @@ def test_a_sweep_that_ends_or_is_stopped_while_a_lane_waits_for_room_waits_for_n
     holder = placement_group([{"CPU": 1}])
     ray.get(holder.ready(), timeout=60)
     pool, _ = pool_of([spec], tmp_path)
+    left, anothers = tmp_path / "lanes" / "pool-17", tmp_path / "lanes" / "pool-x-17"
+    for folder in (left, anothers):
+        folder.mkdir(parents=True, exist_ok=True)
 
     def waiting() -> bool:
         return any(group["state"] == "PENDING" for group in placement_group_table().values())
@@ -128,6 +131,7 @@ def test_a_sweep_that_ends_or_is_stopped_while_a_lane_waits_for_room_waits_for_n
         until("a lane that waits", waiting, timeout_s=60)
         if how is not None:
             raise how
+    assert (left.exists(), anothers.exists()) == (False, True)  # of a dead driver of this sweep; of another sweep
     assert not pool.lanes
     assert not any(thread.is_alive() for thread in pool.threads)
     assert not waiting()
