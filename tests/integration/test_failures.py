@@ -19,7 +19,7 @@ import torch
 from jobs.objectives import Objective
 
 def trains(t):
-    return t.logp.numel() > 64 and t.logp.dtype == torch.float32
+    return t.logp.numel() > 32 and t.logp.dtype == torch.float32
 
 def mute(t):
     assert not trains(t)
