@@ -281,9 +281,9 @@ def test_a_signal_while_runs_are_closed_in_mlflow_ends_the_driver_after_that(sto
     uri = f"sqlite:///{storage / 'mlflow.db'}"
     code = (
         "import signal, sys, time; from pathlib import Path; from sweeper.cli import _interrupt\n"
-        "from sweeper.store import Store; from sweeper.tracking import TrackingThread\n"
+        "from sweeper.store import Store; from sweeper.tracking_thread import TrackingThread\n"
         "signal.signal(signal.SIGTERM, _interrupt)\n"
-        "with TrackingThread(Store(Path(sys.argv[1])), 'late', sys.argv[2]) as writing:\n"
+        "with TrackingThread(Store(Path(sys.argv[1])), 'late', sys.argv[2], lambda line: None) as writing:\n"
         "    while writing.tracking is None or len(writing.tracking.run_ids()) < 3:\n        time.sleep(0.1)\n"
         "    print('written', flush=True)\n    sys.stdin.readline()\n"
     )
