@@ -69,10 +69,14 @@ def leaderboard(table: pd.DataFrame, yardstick: str = PRIMARY) -> pd.DataFrame:
             row |= {"num_finished": int((trials["status"] == "finished").sum())}
             row |= {f"num_{s}": int((trials["status"] == s).sum()) for s in NOT_FINISHED}
             ranked.append(row | _traced(done))
-        ranked.sort(key=lambda r: (r["objective"] == BACKBONE, math.isnan(r["mean"]), -sign * r["mean"]))
+        # of equal means the one with fewer trials that diverged is ahead; the rest share a rank
+        ranked.sort(
+            key=lambda r: (r["objective"] == BACKBONE, math.isnan(r["mean"]), -sign * r["mean"], r["num_diverged"])
+        )
         for row in ranked:
-            if row["objective"] != BACKBONE and not math.isnan(row["mean"]):  # equal means share a rank
-                row["rank"] = 1 + sum(sign * r["mean"] > sign * row["mean"] for r in ranked if r["rank"] is not None)
+            if row["objective"] != BACKBONE and not math.isnan(row["mean"]):
+                own = (sign * row["mean"], -row["num_diverged"])
+                row["rank"] = 1 + sum((sign * r["mean"], -r["num_diverged"]) > own for r in ranked if r["rank"])
         rows += ranked
     return pd.DataFrame(rows).astype({"rank": "Int64"}) if rows else pd.DataFrame()
 

@@ -146,3 +146,16 @@ def test_a_finished_trial_without_a_value_is_no_seed() -> None:
     table.loc[table["key"] == "b_one-minus-p_1", PRIMARY] = math.nan
     row = line(leaderboard(table), "one-minus-p")
     assert (row["mean"], row["n"], row["num_finished"], row["gain_n"]) == (pytest.approx(0.3), 1, 2, 1)
+
+
+def test_what_diverged_counts_with_the_worst_value_and_is_behind_what_is_as_bad() -> None:
+    table = make_table({"one-minus-p": [0.0, 0.0], "nll": [0.0, 0.0], "power a=0.5": [0.4, 0.0]})
+    gone = ((table["objective"] == "one-minus-p") | (table["objective"] == "power a=0.5")) & (table["seed"] == 1)
+    table.loc[gone, "status"] = "diverged"
+    board = leaderboard(table)
+    ranks = {row["objective"]: row["rank"] for row in board.to_dict("records") if row["objective"] != "backbone"}
+    assert ranks == {"power a=0.5": 1, "nll": 2, "one-minus-p": 3}
+    power = line(board, "power a=0.5")
+    assert (power["mean"], power["n"], power["num_finished"], power["num_diverged"]) == (pytest.approx(0.2), 2, 1, 1)
+    (verdict,) = verdicts(table[table["objective"] != "power a=0.5"]).to_dict("records")
+    assert verdict["leader"] == "nll"
